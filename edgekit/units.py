@@ -1,0 +1,26 @@
+"""Numbers that carry their unit: bytes and seconds, and how each is written for a person."""
+
+
+class Bytes(int):
+    """A count of bytes. Written with binary prefixes: `1.5 MiB`."""
+
+    def __str__(self) -> str:
+        size = float(self)
+        for unit in ("B", "KiB", "MiB"):
+            if abs(size) < 1024:
+                return f"{int(size)} B" if unit == "B" else f"{size:.1f} {unit}"
+            size /= 1024
+        return f"{size:.2f} GiB"
+
+
+class Seconds(float):
+    """A duration in seconds. Written with the prefix that leaves one to three digits: `12.3 ms`."""
+
+    def __str__(self) -> str:
+        if abs(self) >= 60:
+            minutes, rest = divmod(float(self), 60)
+            return f"{int(minutes)} min {rest:.0f} s"
+        for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "us")):
+            if abs(self) * factor >= 1:
+                return f"{float(self) * factor:.3g} {unit}"
+        return f"{float(self) * 1e9:.3g} ns"
