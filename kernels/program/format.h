@@ -4,6 +4,18 @@
 //   Header | section table | sections, each at a multiple of 64 bytes, the weights at a multiple of 64 KiB
 //
 // Weights are used in place through mmap. Every count, offset and length is checked before use.
+//
+// The rules below are checked at load, so a writer must keep them:
+//   sections   in the table in rising order of offset, each kind at most once, no overlap; kTokenizer and kProbe may be
+//              absent; kWeights is last and ends at the end of the file
+//   buffers    width is a multiple of 16 and offset of 64; arena_bytes is the end of the last buffer, exactly
+//   operators  kEmbed first, kHead last; one kAttention a layer, `layer` counting up from 0. Widths: kEmbed and kLinearAdd
+//              write `hidden`; kNormLinear writes n of its weights side by side, at most its buffer's width; kAttention
+//              reads heads + 2 * kv_heads heads of head_dim floats and writes heads * head_dim; kNormGatedLinear has one
+//              weight of n = 2 * (intermediate rounded up to 16) outputs and writes half as many; kHead writes `vocab`.
+//              The input of kAttention is overwritten (rotary in place); input and output of an operator never share memory
+//   tensors    codes_bytes and scales_bytes are exactly what edgekit/gemm.h gives for (format, n, k, group); a norm has
+//              k = hidden, a bias k = n of its weight; the tensors of an operator's weights agree with its input's width
 #pragma once
 
 #include <stdint.h>
@@ -55,13 +67,13 @@ struct Config {  // 128 bytes
   uint32_t intermediate;
   uint32_t vocab;
   uint32_t context;   // longest context the model was made for
-  uint32_t max_rows;  // tokens of prefill computed at once
+  uint32_t max_rows;  // tokens of prefill computed at once, at most 65536
   uint32_t decode_threads;
   uint32_t prefill_threads;
   uint32_t bos;  // kNone: none
   uint32_t eos_count;
   uint32_t eos[8];
-  uint32_t arena_bytes;      // all buffers, for max_rows rows
+  uint32_t arena_bytes;        // all buffers, for max_rows rows
   uint64_t required_features;  // of the ISA the plan was made for (edgekit/cpu.h)
   uint8_t reserved[32];  // zero
 };
@@ -110,7 +122,7 @@ struct Tensor {  // 64 bytes
 };
 
 struct Buffer {  // 16 bytes
-  uint32_t width;   // f32 elements a row (a token)
+  uint32_t width;   // f32 elements a row (a token), multiple of 16
   uint32_t rows;    // max_rows
   uint64_t offset;  // in the arena, multiple of 64
 };
