@@ -9,13 +9,13 @@
 //   sections   in the table in rising order of offset, each kind at most once, no overlap; kTokenizer and kProbe may be
 //              absent; kWeights is last and ends at the end of the file
 //   buffers    width is a multiple of 16 and offset of 64; arena_bytes is the end of the last buffer, exactly
-//   operators  kEmbed first, kHead last; one kAttention a layer, `layer` counting up from 0. Widths: kEmbed and kLinearAdd
-//              write `hidden`; kNormLinear writes n of its weights side by side, at most its buffer's width; kAttention
-//              reads heads + 2 * kv_heads heads of head_dim floats and writes heads * head_dim; kNormGatedLinear has one
-//              weight of n = 2 * (intermediate rounded up to 16) outputs and writes half as many; kHead writes `vocab`.
-//              The input of kAttention is overwritten (rotary in place); input and output of an operator never share memory
-//   tensors    codes_bytes and scales_bytes are exactly what edgekit/gemm.h gives for (format, n, k, group); a norm has
-//              k = hidden, a bias k = n of its weight; the tensors of an operator's weights agree with its input's width
+//   operators  kEmbed first, kHead last; one kAttention a layer, `layer` counting up from 0. kEmbed and kLinearAdd write
+//              `hidden` floats a row; kNormLinear writes n of its weights side by side; kAttention reads heads + 2 *
+//              kv_heads heads of head_dim and writes heads * head_dim; kNormGatedLinear has one weight of n = 2 *
+//              (intermediate rounded up to 16) outputs and writes half as many; kHead writes `vocab`. The input of
+//              kAttention is overwritten (rotary in place); an operator's input and output never share memory
+//   tensors    codes_bytes and scales_bytes are exactly what edgekit/gemm.h gives for (format, n, k, group); k of a
+//              weight is the count of floats its operator reads; a norm has k = hidden, a bias k = n of its weight
 #pragma once
 
 #include <stdint.h>
