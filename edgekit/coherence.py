@@ -1,0 +1,234 @@
+"""How far a quantized model has drifted from its float reference, and the probe that carries the reference to a device.
+
+Metrics as in llama.cpp's `--kl-divergence`: divergence of the next-token distributions in nats, share of equal argmax,
+perplexity. rep-4 after Welleck et al., "Neural Text Generation with Unlikelihood Training", ICLR 2020.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+Tokens = NDArray[np.uint32]
+
+PROBE_VERSION = 1
+PROBE_TOP = 128
+PROBE_WINDOW = 256
+CONTINUATIONS = 3
+CONTINUATION_TOKENS = 100
+PROMPT_TOKENS = 16
+# version, sequences, top, continuations, continuation_tokens, reference_rep4, reference_nll_sum, scored, reserved
+_PROBE_HEADER = struct.Struct("<5IfdQ24x")
+# Rows of logits turned to float64 at a time: 32 rows of 150,000 words take 38 MB.
+_ROWS_AT_ONCE = 32
+
+
+class ReferenceModel(Protocol):
+    """The float graph, as the probe needs it: logits of every position, and one more token at a time."""
+
+    def reset(self) -> None: ...
+    def prefill(self, ids: Tokens) -> Logits: ...
+    def decode(self, token: int) -> Logits: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """Agreement of a model with its reference over `tokens` predicted tokens; divergences in nats."""
+
+    tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kld_mean: float
+    kld_p99: float
+    same_top: float
+    rep4: float
+    reference_rep4: float
+
+    @property
+    def verdict(self) -> str:
+        """*coherent*, *degraded* or *collapsed*."""
+        drifted = (self.perplexity, self.kld_mean, self.same_top, self.rep4)
+        if not all(map(math.isfinite, drifted)) or self.kld_mean > 2 or self.same_top < 0.40:
+            return "collapsed"
+        close = self.kld_mean < 0.5 and self.same_top >= 0.70
+        calm = self.rep4 <= 1.5 * self.reference_rep4 and self.perplexity < 2 * self.reference_perplexity
+        return "coherent" if close and calm else "degraded"
+
+    def as_json(self) -> dict[str, float | int | str]:
+        """The `coherence` part of a measurement."""
+        return {
+            "tokens": self.tokens,
+            "perplexity": self.perplexity,
+            "reference_perplexity": self.reference_perplexity,
+            "kld_mean": self.kld_mean,
+            "kld_p99": self.kld_p99,
+            "same_top": self.same_top,
+            "rep4": self.rep4,
+            "reference_rep4": self.reference_rep4,
+            "verdict": self.verdict,
+        }
+
+
+class Tally:
+    """Sums the agreement of two models window by window, so that no more than one window's logits are in memory."""
+
+    def __init__(self) -> None:
+        self._divergences: list[NDArray[np.float64]] = []
+        self._nll = 0.0
+        self._reference_nll = 0.0
+        self._same = 0
+
+    def add(self, reference: Logits, logits: Logits, targets: Tokens) -> None:
+        """Counts rows of logits [r, vocab] that predict `targets` [r]."""
+        for start in range(0, len(targets), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self._add(log_softmax(reference[rows]), log_softmax(logits[rows]), targets[rows])
+
+    def _add(self, reference: NDArray[np.float64], found: NDArray[np.float64], targets: Tokens) -> None:
+        index = np.arange(len(targets))
+        self._reference_nll -= float(reference[index, targets].sum())
+        self._nll -= float(found[index, targets].sum())
+        self._same += int((reference.argmax(-1) == found.argmax(-1)).sum())
+        self._divergences.append((np.exp(reference) * (reference - found)).sum(-1))
+
+    def coherence(self, *, rep4: float, reference_rep4: float) -> Coherence:
+        """The figures over everything added; at least one row must have been."""
+        divergences = np.sort(np.concatenate(self._divergences))
+        tokens = len(divergences)
+        return Coherence(
+            tokens=tokens,
+            perplexity=_exp(self._nll / tokens),
+            reference_perplexity=_exp(self._reference_nll / tokens),
+            kld_mean=float(divergences.mean()),
+            kld_p99=nearest_rank(divergences, 0.99),
+            same_top=self._same / tokens,
+            rep4=rep4,
+            reference_rep4=reference_rep4,
+        )
+
+
+def metrics(
+    reference: Logits, logits: Logits, targets: Tokens, *, rep4: float = 0.0, reference_rep4: float = 0.0
+) -> Coherence:
+    """Agreement of logits [r, vocab] with the reference's, where row i predicts targets[i]; the full divergence."""
+    tally = Tally()
+    tally.add(reference, logits, targets)
+    return tally.coherence(rep4=rep4, reference_rep4=reference_rep4)
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Natural logarithms of the probabilities, in float64, along the last axis."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def nearest_rank(rising: NDArray[np.float64], share: float) -> float:
+    """The smallest value that at least `share` of the sorted values do not exceed."""
+    return float(rising[max(0, math.ceil(share * len(rising)) - 1)])
+
+
+def rep4(continuations: Sequence[Sequence[int]]) -> float:
+    """1 - unique/total 4-grams, the mean over continuations; those shorter than four tokens say nothing."""
+    shares = []
+    for tokens in continuations:
+        grams = [tuple(tokens[at : at + 4]) for at in range(len(tokens) - 3)]
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def windows(ids: Tokens, length: int) -> list[Tokens]:
+    """`ids` cut into consecutive windows of `length`; the last may be shorter, but predicts at least one token.
+
+    Within a window every token but the first is predicted, from the tokens of that window before it.
+    """
+    cut = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [window for window in cut if len(window) >= 2]
+
+
+def make_probe(
+    model: ReferenceModel,
+    ids: Tokens,
+    *,
+    context: int,
+    begin: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bytes:
+    """The probe section for `model` over the held-out text `ids` (kernels/program/probe_format.h).
+
+    Every sequence starts with the token `begin`, where there is one, and all tokens but the first are scored.
+    """
+    lead = np.array([] if begin is None else [begin], np.uint32)
+    length = min(context, PROBE_WINDOW)
+    sequences = [np.concatenate([lead, window]) for window in windows(ids, length - len(lead))]
+    prompts = _prompts(sequences, length)
+    count = min(CONTINUATION_TOKENS, context - PROMPT_TOKENS)
+    total = sum(map(len, sequences)) + len(prompts) * count
+    done = 0
+    nll, scored, top = 0.0, 0, 0
+    body = bytearray()
+    for sequence in sequences:
+        model.reset()
+        logits = model.prefill(sequence)
+        top = min(PROBE_TOP, logits.shape[-1])
+        part, part_nll = _probe_sequence(sequence, logits, top)
+        body += part
+        nll += part_nll
+        scored += len(sequence) - 1
+        done += len(sequence)
+        on_progress(done, total)
+    continuations = []
+    for prompt in prompts:
+        continuations.append(_continue(model, prompt, count))
+        body += struct.pack("<I", len(prompt)) + prompt.astype("<u4").tobytes()
+        done += count
+        on_progress(done, total)
+    header = _PROBE_HEADER.pack(
+        PROBE_VERSION, len(sequences), top, len(prompts), count, rep4(continuations), nll, scored
+    )
+    return header + bytes(body)
+
+
+def _probe_sequence(sequence: Tokens, logits: Logits, top: int) -> tuple[bytes, float]:
+    """The bytes of one sequence, first_scored = 1, and the sum of -ln p of its scored tokens."""
+    parts = [struct.pack("<2I", len(sequence), 1), sequence.astype("<u4").tobytes()]
+    nll = 0.0
+    for start in range(0, len(sequence) - 1, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(sequence) - 1)
+        logp = log_softmax(logits[start:stop])
+        order = np.argsort(-logp, axis=-1, kind="stable")[:, :top]
+        for row, target in enumerate(sequence[start + 1 : stop + 1]):
+            nll -= float(logp[row, target])
+            parts.append(struct.pack("<f", logp[row, target]))
+            parts.append(order[row].astype("<u4").tobytes())
+            parts.append(logp[row, order[row]].astype("<f4").tobytes())
+    return b"".join(parts), nll
+
+
+def _prompts(sequences: list[Tokens], length: int) -> list[Tokens]:
+    """Beginnings of the first sequences, to be continued; none where a sequence cannot hold prompt and continuation."""
+    if length < PROMPT_TOKENS + 8:
+        return []
+    return [sequence[:PROMPT_TOKENS] for sequence in sequences if len(sequence) >= PROMPT_TOKENS][:CONTINUATIONS]
+
+
+def _continue(model: ReferenceModel, prompt: Tokens, count: int) -> list[int]:
+    """`count` greedy tokens after `prompt`; an end-of-text token does not stop it."""
+    model.reset()
+    token = int(model.prefill(prompt)[-1].argmax())
+    tokens = [token]
+    while len(tokens) < count:
+        token = int(model.decode(token).reshape(-1).argmax())
+        tokens.append(token)
+    return tokens
+
+
+def _exp(nats: float) -> float:
+    """e to the power, kept below the largest float64 so that it stays a JSON number."""
+    return math.exp(min(nats, 700.0))
