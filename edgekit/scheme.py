@@ -117,13 +117,13 @@ def _head_for(default: Scheme) -> Scheme:
 
 def _recipe(default: str, entries: list[tuple[str, str]], method: str) -> Recipe:
     scheme = parse_scheme(default)
-    head = _head_for(scheme)
-    rules = []
+    schemes: dict[str, Scheme] = {}
     for pattern, name in entries:
-        if pattern == "head":
-            head = parse_scheme(name)
-        else:
-            rules.append(Rule(pattern.removesuffix(".weight"), parse_scheme(name), method))
+        if pattern in schemes:
+            raise UsageError(f"the recipe names '{pattern}' twice")
+        schemes[pattern] = parse_scheme(name)
+    head = schemes.pop("head", None) or _head_for(scheme)
+    rules = (Rule(pattern.removesuffix(".weight"), rule, method) for pattern, rule in schemes.items())
     return Recipe(scheme, head, method, tuple(rules))
 
 
@@ -157,8 +157,9 @@ def _read_recipe(path: Path) -> Recipe:
         raise UsageError(f"the recipe {path} is not TOML: {error}") from error
     unknown = sorted(table.keys() - {"scheme", "method", "head", "tensors"})
     if unknown or not isinstance(table.get("scheme"), str):
+        wrong = f"unknown keys: {', '.join(unknown)}" if unknown else "no scheme"
         raise UsageError(
-            f"the recipe {path} has unknown keys: {', '.join(unknown)}" if unknown else f"the recipe {path} has no scheme",
+            f"the recipe {path} has {wrong}",
             hint='keys: scheme = "q4g128", method = "rtn", head = "q4g64", [tensors] "*.down_proj" = "q4g64"',
         )
     tensors = table.get("tensors", {})
@@ -166,7 +167,8 @@ def _read_recipe(path: Path) -> Recipe:
         raise UsageError(f"tensors in the recipe {path} is not a table", hint="write a [tensors] section")
     entries = [("head", table["head"])] if "head" in table else []
     entries += tensors.items()
-    for pattern, scheme in entries:
-        if not isinstance(scheme, str):
-            raise UsageError(f"'{pattern}' in the recipe {path} is not a string", hint='for example "q4g64"')
-    return _recipe(table["scheme"], entries, str(table.get("method", "rtn")))
+    method = table.get("method", "rtn")
+    for key, value in [("method", method), *entries]:
+        if not isinstance(value, str):
+            raise UsageError(f"'{key}' in the recipe {path} is not a string", hint='for example "q4g64" or "rtn"')
+    return _recipe(table["scheme"], entries, method)
