@@ -180,7 +180,10 @@ def test_a_vocabulary_smaller_than_the_top_is_kept_whole():
 def test_progress_of_the_probe_ends_at_its_total():
     seen = []
     make_probe(
-        Successor(), np.arange(40, dtype=np.uint32), context=64, on_progress=lambda done, total: seen.append((done, total))
+        Successor(),
+        np.arange(40, dtype=np.uint32),
+        context=64,
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1][0] == seen[-1][1] == 40 + 48
     assert seen == sorted(seen)
