@@ -1,0 +1,439 @@
+"""A trained model as it was published: a Hugging Face directory, its tensors read only when asked for.
+
+Only safetensors are read: pickled weights can run code when they are loaded. Everything in the directory comes from
+strangers, so it is checked here once and trusted after.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.archs import Decoder, find_decoder
+from edgekit.errors import Damaged, Unsupported, UsageError
+from edgekit.safetensors import TensorInfo, parse_json, read_header
+
+Float32 = npt.NDArray[np.float32]
+
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_MOST_CONFIG_BYTES: Final = 16 << 20
+_MOST_TOKENIZER_BYTES: Final = 256 << 20  # the largest published one has 33 MiB
+_MOST_TEMPLATE_CHARACTERS: Final = 1 << 20
+_HASHED_AT_ONCE: Final = 8 << 20
+
+MOST_EOS_IDS: Final = 8  # what the program file has room for
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked Hugging Face directory. Holds where tensors lie, never their values."""
+
+    path: Path
+    config: Mapping[str, object]
+    decoder: Decoder
+    tensors: Mapping[str, TensorInfo]
+    tokenizer_file: Path | None
+    chat_template: str | None
+    bos_id: int | None  # what the tokenizer puts before a text; None: nothing
+    eos_ids: tuple[int, ...]  # each ends a generated text; special tokens all, in rising order
+    files: tuple[Path, ...]  # every file that anything above or any tensor comes from
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, over names and contents of `files`. Reads all of them, so it takes seconds a gigabyte.
+
+        The digest of the lines that `sha256sum` prints for the files in the order of their names.
+        """
+        lines = [f"{_sha256(_inside(self.path, file.name))}  {file.name}\n" for file in sorted(self.files)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the model; a tied head counts once."""
+        return sum(int(np.prod(self.tensors[name].shape)) for name in self.decoder.tensor_shapes())
+
+    def read(self, name: str) -> Float32:
+        """The tensor `name`, in float32."""
+        info = self.tensors[name]
+        return self._read(info, info.offset, info.bytes).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Float32:
+        """Rows `start` to `stop` of the matrix `name`, in float32."""
+        info = self.tensors[name]
+        assert 0 <= start <= stop <= info.shape[0]
+        row_bytes = info.bytes // info.shape[0]
+        values = self._read(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
+        return values.reshape(stop - start, *info.shape[1:])
+
+    def read_blocks(self, name: str, *, block_bytes: int = 32 << 20) -> Iterator[tuple[int, Float32]]:
+        """The matrix `name` as (first row, rows), in blocks of at most `block_bytes` of float32 (one row at least)."""
+        rows, width = self.tensors[name].shape
+        step = max(1, block_bytes // (4 * width))
+        for start in range(0, rows, step):
+            yield start, self.read_rows(name, start, min(start + step, rows))
+
+    def _read(self, info: TensorInfo, offset: int, size: int) -> Float32:
+        raw = np.empty(size // _DTYPES[info.dtype].itemsize, _DTYPES[info.dtype])
+        with _inside(self.path, info.file.name).open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            view = memoryview(raw.data).cast("B")
+            while view:
+                # One read returns at most 2 GiB on Linux.
+                count = stream.readinto(view)
+                if not count:
+                    raise Damaged(f"{info.file.name} became shorter while it was read", hint="start again")
+                view = view[count:]
+        if info.dtype == "BF16":
+            # A bf16 is the upper half of a float32.
+            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        values: Float32 = raw.astype(np.float32, copy=False)
+        return values
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in the directory `path`. Reads the headers of the weights, not the weights.
+
+    Raises:
+        UsageError: `path` is not a directory.
+        Damaged: a file is missing, malformed, or contradicts another.
+        Unsupported: an architecture, weight format or variant that edgekit does not handle.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a directory", hint="give the directory that holds config.json")
+    texts = _Texts(path)
+    config = texts.table("config.json")
+    if config is None:
+        raise Damaged(f"{path} holds no config.json", hint="give the directory of a Hugging Face checkpoint")
+    decoder = find_decoder(config)
+    weight_files, tensors = _find_tensors(path, texts)
+    _check_shapes(decoder, tensors)
+    tokenizer = texts.table("tokenizer.json", limit=_MOST_TOKENIZER_BYTES)
+    tokenizer_config = texts.table("tokenizer_config.json") or {}
+    generation_config = texts.table("generation_config.json") or {}
+    special = _special_tokens(tokenizer)
+    eos = _eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
+    bos = _bos_id(tokenizer, tokenizer_config, special)
+    if bos is not None and bos >= decoder.vocab:
+        raise Damaged(f"the token {bos} that begins a text is outside the vocabulary of {decoder.vocab}")
+    return Checkpoint(
+        path=path,
+        config=config,
+        decoder=decoder,
+        tensors=tensors,
+        tokenizer_file=path / "tokenizer.json" if tokenizer is not None else None,
+        chat_template=_chat_template(texts, tokenizer_config),
+        bos_id=bos,
+        eos_ids=eos,
+        files=(*texts.used, *weight_files),
+    )
+
+
+class _Texts:
+    """The small files of a checkpoint directory, and which of them were used."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.used: list[Path] = []
+
+    def read(self, name: str, *, limit: int = _MOST_CONFIG_BYTES) -> bytes | None:
+        """The file `name`, None if there is none."""
+        if not os.path.lexists(self.directory / name):
+            return None
+        file = _inside(self.directory, name)
+        try:
+            with file.open("rb") as stream:
+                text = stream.read(limit + 1)
+        except OSError as error:
+            raise Damaged(f"cannot read {name}: {error.strerror}", hint="download it again") from error
+        if len(text) > limit:
+            raise Damaged(f"{name} has more than {limit} bytes", hint="no published model has one as large")
+        self.used.append(self.directory / name)
+        return text
+
+    def table(self, name: str, *, limit: int = _MOST_CONFIG_BYTES) -> dict[str, object] | None:
+        """The JSON object in the file `name`, None if there is no file."""
+        text = self.read(name, limit=limit)
+        return None if text is None else parse_json(text, name)
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """The regular file `name` of `directory`, links followed.
+
+    A link must not lead out of the directory; the Hugging Face cache is the exception, where the files of
+    `snapshots/<revision>` are links to `../../blobs`.
+    """
+    file, root = (directory / name).resolve(), directory.resolve()
+    blobs = root.parent.parent / "blobs"
+    if not file.is_relative_to(root) and not (root.parent.name == "snapshots" and file.parent == blobs):
+        raise Damaged(f"{name} is a link that leads out of {directory}", hint="copy the file there")
+    try:
+        is_regular = stat.S_ISREG(file.stat().st_mode)
+    except OSError as error:
+        raise Damaged(f"cannot read {name}: {error.strerror}", hint="download it again") from error
+    if not is_regular:
+        raise Damaged(f"{name} in {directory} is not a regular file", hint="download it again")
+    return file
+
+
+def _find_tensors(directory: Path, texts: _Texts) -> tuple[list[Path], dict[str, TensorInfo]]:
+    """The files with weights and what is in them: one file, or the shards that an index names."""
+    single = "model.safetensors"
+    if os.path.lexists(directory / single):
+        return [directory / single], _read_header(directory, single)
+    index = texts.table("model.safetensors.index.json")
+    if index is None:
+        others = sorted(
+            file.name for suffix in ("bin", "pth", "pt", "gguf", "onnx", "h5") for file in directory.glob(f"*.{suffix}")
+        )
+        if others:
+            raise Unsupported(
+                f"the weights in {directory} are not safetensors: {', '.join(others[:3])}",
+                hint="edgekit reads model.safetensors, or shards with model.safetensors.index.json;"
+                " transformers' save_pretrained writes them",
+            )
+        raise Damaged(f"{directory} holds no model.safetensors", hint="download the checkpoint again")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise Damaged("model.safetensors.index.json has no weight_map", hint="download it again")
+    tensors: dict[str, TensorInfo] = {}
+    shards = sorted({_shard_name(shard) for shard in weight_map.values()})
+    for shard in shards:
+        for name, info in _read_header(directory, shard).items():
+            if weight_map.get(name) != shard:
+                listed = "does not list it" if name not in weight_map else f"places it in {weight_map[name]}"
+                raise Damaged(
+                    f"{shard} holds the tensor '{name}', but model.safetensors.index.json {listed}",
+                    hint="index and shards are of different versions: download both again",
+                )
+            tensors[name] = info
+    missing = sorted(weight_map.keys() - tensors.keys())
+    if missing:
+        raise Damaged(
+            f"{weight_map[missing[0]]} does not hold the tensor '{missing[0]}' that model.safetensors.index.json"
+            " places there",
+            hint="index and shards are of different versions: download both again",
+        )
+    return [directory / shard for shard in shards], tensors
+
+
+def _shard_name(name: object) -> str:
+    is_plain = isinstance(name, str) and name.endswith(".safetensors") and name == Path(name).name
+    if not isinstance(name, str) or not is_plain or any(mark in name for mark in ("/", "\\", "..", "\0")):
+        raise Damaged(
+            f"model.safetensors.index.json names the shard {name!r:.80}", hint="a shard is a file name without folders"
+        )
+    return name
+
+
+def _read_header(directory: Path, name: str) -> dict[str, TensorInfo]:
+    """The header of the file `name`, its tensors located by the path in `directory` and not by where a link leads."""
+    located = read_header(_inside(directory, name), name)
+    return {tensor.name: dataclasses.replace(tensor, file=directory / name) for tensor in located.values()}
+
+
+def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> None:
+    """Every tensor the decoder needs is there, in its shape and a dtype we read, and no other would change it."""
+    expected = decoder.tensor_shapes()
+    for name, shape in expected.items():
+        info = tensors.get(name)
+        if info is None:
+            raise Damaged(
+                f"the weights hold no tensor '{name}', which config.json calls for",
+                hint="config.json and the weights belong to different models, or a file is missing",
+            )
+        if info.shape != shape:
+            raise Damaged(
+                f"the tensor '{name}' has the shape {_sizes(info.shape)}, config.json makes it {_sizes(shape)}",
+                hint="config.json and the weights belong to different models",
+            )
+        if info.dtype not in _DTYPES:
+            raise Unsupported(
+                f"the tensor '{name}' has the dtype {info.dtype}", hint=f"edgekit reads {', '.join(sorted(_DTYPES))}"
+            )
+    # Old checkpoints store the rotary frequencies; a tied head may be stored as well. Both are ignored, as by
+    # transformers. Anything else would be a part of the model that is silently left out.
+    extra = sorted(
+        name
+        for name in tensors.keys() - expected.keys()
+        if not name.endswith(".rotary_emb.inv_freq") and name != "lm_head.weight"
+    )
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise Unsupported(
+            f"the weights hold '{extra[0]}'{more}, which a {decoder.model_type} of this config.json does not use",
+            hint="config.json may belong to another model, or the model is a variant that edgekit does not handle",
+        )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if shape else "of a scalar"
+
+
+def _special_tokens(tokenizer: Mapping[str, object] | None) -> dict[str, int] | None:
+    """The special added tokens of tokenizer.json and their ids; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    added = tokenizer.get("added_tokens") or []
+    special: dict[str, int] = {}
+    for token in added if isinstance(added, list) else [added]:
+        if not (
+            isinstance(token, dict)
+            and isinstance(token.get("content"), str)
+            and isinstance(token.get("id"), int)
+            and isinstance(token.get("special", False), bool)
+        ):
+            raise Damaged("tokenizer.json has a malformed list of added_tokens", hint="download it again")
+        if token.get("special", False):
+            special[token["content"]] = token["id"]
+    return special
+
+
+def _eos_ids(
+    config: Mapping[str, object],
+    generation_config: Mapping[str, object],
+    tokenizer_config: Mapping[str, object],
+    vocab: int,
+    special: Mapping[str, int] | None,
+) -> tuple[int, ...]:
+    """Every id that one of the configs says ends a text, checked."""
+    found: dict[int, str] = {}
+    for table, name in ((generation_config, "generation_config.json"), (config, "config.json")):
+        given = table.get("eos_token_id")
+        for token in given if isinstance(given, list) else [] if given is None else [given]:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise Damaged(
+                    f"eos_token_id in {name} is {token!r:.40}", hint="it must be a token id or a list of them"
+                )
+            found.setdefault(token, f"eos_token_id {token} in {name}")
+    content = _token_content(tokenizer_config, "eos_token")
+    if content is not None and special is not None:
+        if content not in special:
+            raise Damaged(
+                f"eos_token '{content:.40}' in tokenizer_config.json is not a special token of tokenizer.json",
+                hint="correct eos_token, or mark it special in tokenizer.json",
+            )
+        found.setdefault(special[content], f"eos_token '{content:.40}' in tokenizer_config.json")
+    for token, source in found.items():
+        if not 0 <= token < vocab:
+            raise Damaged(f"{source} is outside the vocabulary of {vocab}", hint="correct it, or set it to null")
+        if special is not None and token not in special.values():
+            raise Damaged(
+                f"{source} is not a special token of tokenizer.json: text would end at an ordinary word",
+                hint=f"correct it; special are {_listed(special)}",
+            )
+    if len(found) > MOST_EOS_IDS:
+        raise Unsupported(f"the model has {len(found)} end-of-text ids", hint=f"at most {MOST_EOS_IDS}")
+    return tuple(sorted(found))
+
+
+def _listed(special: Mapping[str, int]) -> str:
+    shown = [f"{token} ({content:.30})" for content, token in sorted(special.items(), key=lambda item: item[1])[:6]]
+    return ", ".join(shown) + (", ..." if len(special) > 6 else "") if shown else "none"
+
+
+def _token_content(tokenizer_config: Mapping[str, object], key: str) -> str | None:
+    """A token of tokenizer_config.json, given as text or as a table with its content."""
+    token = tokenizer_config.get(key)
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise Damaged(f"{key} in tokenizer_config.json is {token!r:.40}", hint="it must be a string")
+    return content
+
+
+def _bos_id(
+    tokenizer: Mapping[str, object] | None, tokenizer_config: Mapping[str, object], special: Mapping[str, int] | None
+) -> int | None:
+    """The token that the tokenizer puts before a text: as tokenizer_config.json says, else by its post-processor."""
+    if tokenizer is None or special is None or tokenizer_config.get("add_bos_token") is False:
+        return None
+    if tokenizer_config.get("add_bos_token") is True:
+        content = _token_content(tokenizer_config, "bos_token")
+        if content is None or content not in special:
+            raise Damaged(
+                f"bos_token {content!r:.40} in tokenizer_config.json is not a special token of tokenizer.json",
+                hint="correct bos_token, or set add_bos_token to false",
+            )
+        return special[content]
+    before = [
+        token for step in _post_processors(tokenizer.get("post_processor")) for token in _tokens_before_text(step)
+    ]
+    if len(before) > 1:
+        raise Unsupported(f"the tokenizer puts {len(before)} tokens before a text", hint="edgekit handles one, or none")
+    return before[0] if before else None
+
+
+def _post_processors(step: object) -> list[Mapping[str, object]]:
+    """A post-processor of tokenizer.json, or those a Sequence of them holds."""
+    if not isinstance(step, dict):
+        return []
+    inner = step.get("processors")
+    if step.get("type") == "Sequence" and isinstance(inner, list):
+        return [processor for processor in inner if isinstance(processor, dict)]
+    return [step]
+
+
+def _tokens_before_text(step: Mapping[str, object]) -> list[int]:
+    """The ids a TemplateProcessing step puts before a single text."""
+    if step.get("type") != "TemplateProcessing":
+        return []
+    tokens: list[int] = []
+    try:
+        for piece in step["single"]:  # type: ignore[attr-defined]
+            if "SpecialToken" not in piece:
+                break
+            tokens += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        raise Damaged("tokenizer.json has a malformed TemplateProcessing", hint="download it again") from error
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
+        raise Damaged("tokenizer.json has a malformed TemplateProcessing", hint="download it again")
+    return tokens
+
+
+def _chat_template(texts: _Texts, tokenizer_config: Mapping[str, object]) -> str | None:
+    """The Jinja template of a conversation: chat_template.jinja, else the default one of tokenizer_config.json."""
+    file = texts.read("chat_template.jinja")
+    if file is not None:
+        try:
+            template: object = file.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Damaged("chat_template.jinja is not UTF-8", hint="download it again") from error
+    else:
+        template = tokenizer_config.get("chat_template")
+        if isinstance(template, list):
+            template = _default_template(template)
+    if template is not None and not isinstance(template, str):
+        raise Damaged("chat_template in tokenizer_config.json is not a string", hint="download it again")
+    if template is not None and len(template) > _MOST_TEMPLATE_CHARACTERS:
+        raise Damaged(f"the chat template has more than {_MOST_TEMPLATE_CHARACTERS} characters")
+    return template
+
+
+def _default_template(templates: list[object]) -> object:
+    """The template called "default" of a list of named ones; a lone one whatever its name; else None."""
+    named: dict[object, object] = {}
+    for entry in templates:
+        if not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
+            raise Damaged(
+                "chat_template in tokenizer_config.json has an entry without a name", hint="download it again"
+            )
+        named[entry["name"]] = entry.get("template")
+    return next(iter(named.values())) if len(named) == 1 else named.get("default")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb", buffering=0) as stream:
+            while block := stream.read(_HASHED_AT_ONCE):
+                digest.update(block)
+    except OSError as error:
+        raise Damaged(f"cannot read {file.name}: {error.strerror}", hint="download it again") from error
+    return digest.hexdigest()
