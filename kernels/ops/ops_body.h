@@ -1,0 +1,360 @@
+// The portable source of ops.h, included by one file an ISA after it has named the namespace and the lanes.
+
+namespace edgekit::ops::EDGEKIT_ISA_WORD {
+namespace {
+
+#include "ops/lanes.h"
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// The first n < 16 elements, then zeros.
+inline Lanes load_some(size_t n, const float* x) {
+  float padded[kLanes] = {};
+  for (size_t i = 0; i < n; ++i) {
+    padded[i] = x[i];
+  }
+  return load(padded);
+}
+
+inline void store_some(size_t n, float* x, Lanes a) {
+  float padded[kLanes];
+  store(padded, a);
+  for (size_t i = 0; i < n; ++i) {
+    x[i] = padded[i];
+  }
+}
+
+// Calls operation(lanes of x...) for sixteen elements at a time, the last ones padded with zeros.
+template <typename Operation>
+inline void for_each_16(size_t n, const Operation& operation) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    operation(i, kLanes);
+  }
+  if (i < n) {
+    operation(i, n - i);
+  }
+}
+
+inline Lanes load_up_to(size_t count, const float* x) { return count == kLanes ? load(x) : load_some(count, x); }
+
+inline void store_up_to(size_t count, float* x, Lanes a) {
+  if (count == kLanes) {
+    store(x, a);
+  } else {
+    store_some(count, x, a);
+  }
+}
+
+// e^x to about one unit in the last place; 0 below -87 (also for -infinity and not-a-number), e^88 above 88.
+// x = n ln 2 + r with |r| <= ln(2) / 2; ln 2 in two parts, the first with 9 trailing zero bits so that n times it is
+// exact; e^r by its Taylor series, whose remainder r^8 / 8! is below 2^-27.
+inline Lanes exponential(Lanes x) {
+  const Lanes lowest = broadcast(-87.0f);
+  const Lanes clamped = minimum(maximum(x, lowest), broadcast(88.0f));
+  const Lanes magic = broadcast(0x1.8p23f);  // adding it rounds to an integer, kept in the low bits
+  const Lanes shifted = fma(clamped, broadcast(0x1.715476p0f), magic);
+  const Lanes n = subtract(shifted, magic);
+  Lanes r = fma(n, broadcast(-0x1.62e400p-1f), clamped);
+  r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
+  Lanes p = broadcast(1.0f / 5040.0f);
+  p = fma(p, r, broadcast(1.0f / 720.0f));
+  p = fma(p, r, broadcast(1.0f / 120.0f));
+  p = fma(p, r, broadcast(1.0f / 24.0f));
+  p = fma(p, r, broadcast(1.0f / 6.0f));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return zero_below(x, lowest, multiply(p, exponent_from_low_bits(shifted)));
+}
+
+void rms_norm(size_t k, const float* x, const float* weight, float eps, float* out) {
+  Lanes squares = broadcast(0.0f);
+  for_each_16(k, [&](size_t i, size_t count) {
+    const Lanes value = load_up_to(count, x + i);
+    squares = fma(value, value, squares);
+  });
+  const Lanes inverse = broadcast(1.0f / __builtin_sqrtf(sum(squares) / float(k) + eps));
+  for_each_16(k, [&](size_t i, size_t count) {
+    const Lanes value = multiply(load_up_to(count, x + i), inverse);
+    store_up_to(count, out + i, multiply(value, load_up_to(count, weight + i)));
+  });
+}
+
+void add_to(size_t n, const float* x, float* y) {
+  for_each_16(n, [&](size_t i, size_t count) {
+    store_up_to(count, y + i, add(load_up_to(count, y + i), load_up_to(count, x + i)));
+  });
+}
+
+void silu_multiply(size_t n, const float* gate, const float* up, float* out) {
+  const Lanes one = broadcast(1.0f);
+  const Lanes zero = broadcast(0.0f);
+  for_each_16(n, [&](size_t i, size_t count) {
+    const Lanes g = load_up_to(count, gate + i);
+    const Lanes activated = divide(g, add(one, exponential(subtract(zero, g))));
+    store_up_to(count, out + i, multiply(activated, load_up_to(count, up + i)));
+  });
+}
+
+void rotate(size_t head_dim, const float* cosine, const float* sine, float* head) {
+  const size_t half = head_dim / 2;
+  for_each_16(half, [&](size_t i, size_t count) {
+    const Lanes c = load_up_to(count, cosine + i);
+    const Lanes s = load_up_to(count, sine + i);
+    const Lanes a = load_up_to(count, head + i);
+    const Lanes b = load_up_to(count, head + half + i);
+    store_up_to(count, head + i, subtract(multiply(a, c), multiply(b, s)));
+    store_up_to(count, head + half + i, add(multiply(b, c), multiply(a, s)));
+  });
+}
+
+inline Lanes within_half_range(Lanes x) {
+  return minimum(maximum(x, broadcast(-65504.0f)), broadcast(65504.0f));
+}
+
+void append_key(size_t head_dim, const float* key, size_t lane, uint16_t* keys) {
+  for_each_16(head_dim, [&](size_t i, size_t count) {
+    uint16_t halves[kLanes];
+    store_half(halves, within_half_range(load_up_to(count, key + i)));
+    for (size_t j = 0; j < count; ++j) {
+      keys[(i + j) * kLanes + lane] = halves[j];
+    }
+  });
+}
+
+void append_value(size_t head_dim, const float* value, uint16_t* row) {
+  for_each_16(head_dim, [&](size_t i, size_t count) {
+    store_half(row + i, within_half_range(load_up_to(count, value + i)));
+  });
+}
+
+// scores[r][16 * p + lane] = scale * (q[r] . key of position 16 * p + lane), d rising. R * P chains of fma in flight.
+template <int R, int P>
+inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, float scale, float* scores) {
+  Lanes acc[R][P];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      acc[r][p] = broadcast(0.0f);
+    }
+  }
+  for (size_t d = 0; d < head_dim; ++d) {
+    Lanes key[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      key[p] = load_half(keys + (p * head_dim + d) * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Lanes element = broadcast(q[r][d]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        acc[r][p] = fma(element, key[p], acc[r][p]);
+      }
+    }
+  }
+  const Lanes factor = broadcast(scale);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      store(scores + r * kBlock + p * kLanes, multiply(acc[r][p], factor));
+    }
+  }
+}
+
+// out[r][16 * d + lane] = sum over positions j of weights[r][j] * value[j][16 * d + lane], j rising.
+template <int R, int D>
+inline void weigh(size_t begin, size_t end, size_t stride, const float* weights, const uint16_t* values, float* out,
+                  size_t out_stride) {
+  Lanes acc[R][D];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      acc[r][d] = broadcast(0.0f);
+    }
+  }
+  for (size_t j = begin; j < end; ++j) {
+    Lanes value[D];
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      value[d] = load_half(values + j * stride + d * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Lanes weight = broadcast(weights[r * kBlock + j]);
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) {
+        acc[r][d] = fma(weight, value[d], acc[r][d]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      store(out + r * out_stride + d * kLanes, acc[r][d]);
+    }
+  }
+}
+
+// Turns the scores of positions [begin, end) into weights e^(score - largest), all others in the strips into 0.
+inline void softmax_block(size_t begin, size_t end, size_t first_strip, size_t last_strip, float* scores,
+                          float* largest_score, float* total) {
+  for (size_t j = first_strip * kLanes; j < begin && j < last_strip * kLanes; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+  for (size_t j = end > first_strip * kLanes ? end : first_strip * kLanes; j < last_strip * kLanes; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+  Lanes most = broadcast(kMinusInfinity);
+  for (size_t s = first_strip; s < last_strip; ++s) {
+    most = maximum(most, load(scores + s * kLanes));
+  }
+  *largest_score = largest(most);
+  const Lanes shift = broadcast(*largest_score);
+  Lanes totals = broadcast(0.0f);
+  for (size_t s = first_strip; s < last_strip; ++s) {
+    const Lanes weight = exponential(subtract(load(scores + s * kLanes), shift));
+    store(scores + s * kLanes, weight);
+    totals = add(totals, weight);
+  }
+  *total = sum(totals);
+}
+
+template <int R>
+void attend_queries(const AttendBlock& block, size_t first) {
+  constexpr int kAcross = kTile / R > 0 ? kTile / R : 1;
+  alignas(64) float scores[R * kBlock];
+  const size_t stride = (block.head_dim + kLanes - 1) / kLanes * kLanes;
+  size_t begin = kBlock;
+  size_t end = 0;
+  for (size_t r = 0; r < R; ++r) {
+    if (block.begin[first + r] < block.end[first + r]) {
+      begin = block.begin[first + r] < begin ? block.begin[first + r] : begin;
+      end = block.end[first + r] > end ? block.end[first + r] : end;
+    }
+  }
+  const size_t first_strip = begin / kLanes;
+  const size_t last_strip = end > begin ? (end + kLanes - 1) / kLanes : first_strip;
+  const size_t key_stride = block.head_dim * kLanes;
+  size_t s = first_strip;
+  for (; s + kAcross <= last_strip; s += kAcross) {
+    score<R, kAcross>(block.head_dim, block.q + first, block.keys + s * key_stride, block.scale, scores + s * kLanes);
+  }
+  for (; s < last_strip; ++s) {
+    score<R, 1>(block.head_dim, block.q + first, block.keys + s * key_stride, block.scale, scores + s * kLanes);
+  }
+
+  float* partial = block.partial + first * block.partial_stride;
+  for (size_t r = 0; r < R; ++r) {
+    float* tail = partial + r * block.partial_stride + stride;
+    softmax_block(block.begin[first + r], block.end[first + r], first_strip, last_strip, scores + r * kBlock, &tail[0],
+                  &tail[1]);
+  }
+  size_t d = 0;
+  for (; d + kAcross * kLanes <= stride; d += kAcross * kLanes) {
+    weigh<R, kAcross>(begin, end, stride, scores, block.values + d, partial + d, block.partial_stride);
+  }
+  for (; d < stride; d += kLanes) {
+    weigh<R, 1>(begin, end, stride, scores, block.values + d, partial + d, block.partial_stride);
+  }
+}
+
+void attend(const AttendBlock& block) {
+  size_t first = 0;
+  if constexpr (kTile >= 8) {
+    for (; first + 8 <= block.queries; first += 8) {
+      attend_queries<8>(block, first);
+    }
+  }
+  for (; first + 4 <= block.queries; first += 4) {
+    attend_queries<4>(block, first);
+  }
+  switch (block.queries - first) {
+    case 3:
+      attend_queries<3>(block, first);
+      break;
+    case 2:
+      attend_queries<2>(block, first);
+      break;
+    case 1:
+      attend_queries<1>(block, first);
+      break;
+    default:
+      break;
+  }
+}
+
+void merge(size_t stride, const float* partial, float* into) {
+  if (!(partial[stride + 1] > 0.0f)) {
+    return;  // this block held no position that the query sees
+  }
+  const float largest_score = into[stride] > partial[stride] ? into[stride] : partial[stride];
+  float differences[kLanes] = {into[stride] - largest_score, partial[stride] - largest_score};
+  store(differences, exponential(load(differences)));
+  const Lanes before = broadcast(differences[0]);
+  const Lanes here = broadcast(differences[1]);
+  for (size_t d = 0; d < stride; d += kLanes) {
+    store(into + d, fma(load(partial + d), here, multiply(load(into + d), before)));
+  }
+  into[stride] = largest_score;
+  into[stride + 1] = __builtin_fmaf(partial[stride + 1], differences[1], into[stride + 1] * differences[0]);
+}
+
+void finish_attention(size_t head_dim, size_t stride, const float* merged, float* out) {
+  const Lanes total = broadcast(merged[stride + 1]);
+  for_each_16(head_dim, [&](size_t i, size_t count) { store_up_to(count, out + i, divide(load(merged + i), total)); });
+}
+
+void strip_maxima(size_t n, const float* x, float* maxima) {
+  for (size_t strip = 0; strip * kStrip < n; ++strip) {
+    const float* from = x + strip * kStrip;
+    const size_t count = n - strip * kStrip < kStrip ? n - strip * kStrip : kStrip;
+    if (count == kStrip) {
+      maxima[strip] = largest(maximum(maximum(load(from), load(from + 16)), maximum(load(from + 32), load(from + 48))));
+      continue;
+    }
+    float highest = kMinusInfinity;
+    for (size_t i = 0; i < count; ++i) {
+      highest = highest > from[i] ? highest : from[i];
+    }
+    maxima[strip] = highest;
+  }
+}
+
+float exponentials(size_t n, const float* x, float shift, float factor, float* y) {
+  const Lanes shifts = broadcast(shift);
+  const Lanes factors = broadcast(factor);
+  Lanes totals = broadcast(0.0f);
+  float rest = 0.0f;
+  for_each_16(n, [&](size_t i, size_t count) {
+    const Lanes value = exponential(multiply(subtract(load_up_to(count, x + i), shifts), factors));
+    if (y != nullptr) {
+      store_up_to(count, y + i, value);
+    }
+    if (count == kLanes) {
+      totals = add(totals, value);
+      return;
+    }
+    float last[kLanes];
+    store(last, value);
+    for (size_t j = 0; j < count; ++j) {
+      rest = rest + last[j];
+    }
+  });
+  return sum(totals) + rest;
+}
+
+}  // namespace
+
+extern const Ops kOps;
+const Ops kOps = {
+    EDGEKIT_ISA_NAME, rms_norm, add_to, silu_multiply,    rotate, append_key,  append_value,
+    attend,           merge,    finish_attention, strip_maxima, exponentials,
+};
+
+}  // namespace edgekit::ops::EDGEKIT_ISA_WORD
