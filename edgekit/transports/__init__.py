@@ -6,6 +6,7 @@ it is bounded in size here, and whoever prints it takes the control characters o
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -104,3 +105,12 @@ def checked_remote(remote: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or not path.parts or remote.startswith("-") or not remote.isprintable():
         raise UsageError(f"{remote!r} is not a path inside the device's folder", hint="a relative path, without '..'")
     return path
+
+
+# C0 and C1 controls but for tab and line feed, surrogates, and the marks that turn the direction of writing.
+_COMMANDING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` without the characters that would command a terminal; line breaks and tabs stay."""
+    return _COMMANDING.sub("", text)

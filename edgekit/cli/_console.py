@@ -1,0 +1,147 @@
+"""What a command shows: tables and JSON on stdout, progress and warnings on stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edgekit.errors import UsageError
+from edgekit.transports import printable
+from edgekit.units import Bytes, Seconds
+
+# Without a terminal, a stage at work says so no more often than this.
+_LINE_EVERY = Seconds(10)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def show_json(value: object) -> None:
+    """`value` as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as their contents, on stdout; numbers to the right."""
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    right = [bool(rows) and all(isinstance(row[at], int | float) for row in rows) for at in range(len(headings))]
+    for line in [list(headings), ["-" * width for width in widths], *texts]:
+        cells = (
+            text.rjust(width) if is_right else text.ljust(width)
+            for text, width, is_right in zip(line, widths, right, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def show_pairs(pairs: Sequence[tuple[str, object]]) -> None:
+    """One name and value a line, on stdout."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name.ljust(width)}  {printable(str(value))}")
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    click.echo(printable(text), err=True)
+
+
+def warn(text: str) -> None:
+    """A doubt, on stderr."""
+    say(f"warning: {text}")
+
+
+def parse_bytes(text: str) -> Bytes:
+    """The count that `8G`, `500M` or `1000000` stands for; prefixes are binary.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    lower = text.strip().lower().removesuffix("ib").removesuffix("b")
+    number, unit = (lower[:-1], lower[-1]) if lower and lower[-1] in "kmgt" else (lower, "")
+    try:
+        count = float(number)
+    except ValueError:
+        count = -1.0
+    if not 0 < count < 1e15:
+        raise UsageError(f"'{text}' is not a size", hint="for example 8G or 500M")
+    return Bytes(int(count * _UNITS[unit]))
+
+
+def parse_counts(text: str, *, option: str, lowest: int = 1) -> tuple[int, ...]:
+    """The whole numbers of a list such as `1,2,4`.
+
+    Raises:
+        UsageError: not a list of numbers, or one below `lowest` or beyond a million.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and lowest <= int(part) <= 1_000_000 for part in parts):
+        raise UsageError(f"{option} is '{text}'", hint=f"whole numbers from {lowest}, separated by commas")
+    return tuple(int(part) for part in parts)
+
+
+class Stages:
+    """Says on stderr which stage runs and how long it still takes: a bar on a terminal, else plain lines."""
+
+    def __init__(self, *, quiet: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet
+        self._now = now
+        self._began = self._stage_began = self._said = now()
+        self._stage = ""
+        self._bar: Progress | None = None
+        self._task: Any = None
+        if not quiet and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` parts of `stage` are finished; a total of 0 is not known."""
+        if self._quiet:
+            return
+        if stage != self._stage:
+            self._finish()
+            self._begin(stage)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None)
+            return
+        now = self._now()
+        if now - self._said >= _LINE_EVERY and 0 < done < total:
+            elapsed = now - self._stage_began
+            left = Seconds(elapsed / done * (total - done))
+            say(f"{stage}: {done / total:.0%} after {Seconds(elapsed)}, about {left} left")
+            self._said = now
+
+    def _begin(self, stage: str) -> None:
+        self._stage, self._stage_began = stage, self._now()
+        self._said = self._stage_began
+        if self._bar is not None:
+            self._task = self._bar.add_task(stage, total=None)
+        else:
+            say(f"{stage} ...")
+
+    def _finish(self) -> None:
+        if not self._stage or self._quiet:
+            return
+        took = Seconds(self._now() - self._stage_began)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=1, total=1)
+        elif took >= 1:
+            say(f"{self._stage}: done in {took}, {Seconds(self._now() - self._began)} since the start")
+        self._stage = ""
