@@ -61,16 +61,17 @@ typedef struct edgekit_gemm_args {
 
 typedef void (*edgekit_gemm_fn)(const edgekit_gemm_args* args);
 
-// One row of kernels.inc. `features` must all be present (bits of edgekit/cpu.h) for `run` to be called.
+// One row of kernels.inc. `features` must all be present (bits of edgekit/cpu.h) for `run` to be called. A kernel made
+// for many rows takes any m, and so does one made for a single row.
 typedef struct edgekit_gemm_kernel {
-  const char* name;  // gemm_<activations>_<weights>_<result>_<mr>x16x<kr>_<isa>
+  const char* name;  // gemm_<activations>_<weights>_<result>_<mr>x<nr>x<kr>_<isa>
   edgekit_format weights;
   uint32_t mr;  // rows it is made for: 1 for decode, more for prefill
   uint64_t features;
-  edgekit_gemm_fn run;
+  edgekit_gemm_fn run;  // null in a binary of another architecture
 } edgekit_gemm_kernel;
 
-// Every kernel compiled into this binary, best first for each (weights, mr class).
+// Every kernel of every architecture, best first for each (weights, mr class): a plan for one machine is made on another.
 const edgekit_gemm_kernel* edgekit_gemm_kernels(size_t* count);
 
 // The kernel of that name, or null.
@@ -92,14 +93,17 @@ void edgekit_unpack_row(edgekit_format weights, size_t k, size_t group, const ui
                         const uint16_t* packed_scales, size_t row, float* values);
 
 // Quantizes one row of activations to int8, a group at a time: scale = max|x| / 127, code = x * (127 / max|x|)
-// rounded to nearest, ties to even. k_padded >= k is a multiple of 32; codes past k are zero. `features` as found
-// by edgekit_cpu_features(): the same result on every ISA.
+// rounded to nearest, ties to even. k_padded >= k is a multiple of 32; codes past k are zero. A group whose max|x| is
+// below 2^-100 counts as zeros (scale 0); one with an infinity or NaN gives scale NaN and zero codes, so that the fault
+// is seen in the result. Uses the best ISA of edgekit_cpu_features(); the result is the same on every one.
 void edgekit_quantize_row(size_t k, size_t k_padded, size_t group, const float* x, int8_t* codes, float* scale,
                           int32_t* sum);
 
-// Quantizes weights [n][k] to codes [n][k] and bf16 scales [n][groups] for the format. For each group it tries
-// `steps` scales around max|w| / highest code and keeps the one with the least squared error (`importance` [k]
-// weighs the error of each column; null for equal weights).
+// Quantizes weights [n][k] to codes [n][k] and bf16 scales [n][groups] for the format (q8, q4, q3, q2 or t2). For each
+// group it tries `steps` >= 1 scales around max|w| / |lowest level| and keeps the first with the least squared error
+// (`importance` [k] weighs the error of each column; null for equal weights). q4 and q3 have one level more below zero
+// than above, so for them negative scales are tried as well: a scale may be negative. Code = w / scale - offset rounded
+// to nearest, ties to even, and clamped. A group of zeros has scale 0 and zero codes. k may be any; the same on every ISA.
 void edgekit_quantize_weights(edgekit_format format, size_t n, size_t k, size_t group, size_t steps,
                               const float* weights, const float* importance, int8_t* codes, uint16_t* scales);
 

@@ -1,0 +1,9 @@
+#include "gemm/kernels.h"
+#include "gemm/scalar/scalar.h"
+
+namespace edgekit::gemm {
+
+void gemm_q8_q3_f32_1x16x32_scalar(const edgekit_gemm_args* args) { multiply<Q3>(args); }
+void gemm_q8_q3_f32_4x16x32_scalar(const edgekit_gemm_args* args) { multiply<Q3>(args); }
+
+}  // namespace edgekit::gemm
