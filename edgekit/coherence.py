@@ -32,7 +32,7 @@ class ReferenceModel(Protocol):
     """The float graph, as the probe needs it: logits of every position, and one more token at a time."""
 
     def reset(self) -> None: ...
-    def prefill(self, ids: Tokens) -> Logits: ...
+    def prefill(self, ids: Sequence[int]) -> Logits: ...
     def decode(self, token: int) -> Logits: ...
 
 
@@ -175,7 +175,7 @@ def make_probe(
     body = bytearray()
     for sequence in sequences:
         model.reset()
-        logits = model.prefill(sequence)
+        logits = model.prefill(sequence.tolist())
         top = min(PROBE_TOP, logits.shape[-1])
         part, part_nll = _probe_sequence(sequence, logits, top)
         body += part
@@ -221,7 +221,7 @@ def _prompts(sequences: list[Tokens], length: int) -> list[Tokens]:
 def _continue(model: ReferenceModel, prompt: Tokens, count: int) -> list[int]:
     """`count` greedy tokens after `prompt`; an end-of-text token does not stop it."""
     model.reset()
-    token = int(model.prefill(prompt)[-1].argmax())
+    token = int(model.prefill(prompt.tolist())[-1].argmax())
     tokens = [token]
     while len(tokens) < count:
         token = int(model.decode(token).reshape(-1).argmax())

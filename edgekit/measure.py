@@ -1,0 +1,345 @@
+"""Run a bundle on a device and say what was measured there, and what is doubtful about it.
+
+Everything that comes back is checked here: a device's output is bounded, and its numbers are numbers. Emulated time
+is never reported as time: those figures are null, and a warning says why.
+"""
+
+import json
+import math
+import statistics
+import tempfile
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle, verify_bundle
+from edgekit.coherence import Logits, Tokens
+from edgekit.device import Device
+from edgekit.errors import (
+    Damaged,
+    DeviceUnavailable,
+    DoesNotFit,
+    EdgekitError,
+    GateFailed,
+    TargetMissing,
+    TimedOut,
+    Unsupported,
+    UsageError,
+)
+from edgekit.transports import Completed, printable
+from edgekit.units import Bytes, Seconds
+
+SCHEMA = 1
+DEFAULT_TIMEOUT = Seconds(3600)
+EMULATED = "emulated: time has no meaning here and is left out"
+_REPORT_LIMIT = Bytes(8 << 20)
+_MESSAGE_LIMIT = 400
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+_REFUSALS: dict[int, type[EdgekitError]] = {
+    kind.exit_code: kind
+    for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
+}
+_TIMES = ("latency", "bandwidth")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy, whatever the rest says."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Threads for decoding and prefill and positions of KV cache; 0 leaves each to the plan."""
+
+    decode: int = 0
+    prefill: int = 0
+    context: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one run on one device showed (schema 1). Figures that the run did not take are absent or null."""
+
+    latency: Mapping[str, Any]
+    memory: Mapping[str, Any]
+    bandwidth: Mapping[str, Any]
+    coherence: Mapping[str, Any]
+    device: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `measurement.json`."""
+        return {
+            "schema": SCHEMA,
+            "latency": dict(self.latency),
+            "memory": dict(self.memory),
+            "bandwidth": dict(self.bandwidth),
+            "coherence": dict(self.coherence),
+            "device": dict(self.device),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A continued prompt. `stop` is eos or length."""
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
+    stop: str
+    measurement: Measurement
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One test at one number of threads; times are None where the device is emulated."""
+
+    test: str
+    threads: int
+    depth: int
+    tokens: int
+    samples_seconds: tuple[float, ...] | None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean over the samples of tokens / seconds."""
+        return None if self.samples_seconds is None else statistics.fmean(self._rates())
+
+    @property
+    def stddev(self) -> float | None:
+        """Sample standard deviation of tokens / seconds; 0 for one sample."""
+        if self.samples_seconds is None:
+            return None
+        return statistics.stdev(self._rates()) if len(self.samples_seconds) > 1 else 0.0
+
+    def _rates(self) -> list[float]:
+        return [self.tokens / seconds for seconds in self.samples_seconds or ()]
+
+
+class Runner:
+    """A verified bundle on a device, ready to run."""
+
+    def __init__(self, bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TIMEOUT) -> None:
+        """Checks every byte of the bundle, and that the device can run its program.
+
+        Raises:
+            Damaged: a file of the bundle is not what the manifest says.
+            DeviceUnavailable: the bundle's program is for another machine.
+        """
+        verify_bundle(bundle)
+        self.bundle = bundle
+        self.device = device
+        self.timeout = timeout
+        made_for = elf_machine(bundle.path / "edgekit-run")
+        if made_for != device.transport.machine:
+            raise DeviceUnavailable(
+                f"the bundle is for {made_for}, the device '{device.name}' runs {device.transport.machine}",
+                hint=f"--device qemu:{bundle.target}, or compile for a target of this machine",
+            )
+        device.transport.put(bundle.path, "bundle")
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        tokens: int,
+        sampling: Sampling,
+        threads: Threads,
+        raw: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """`prompt` continued by at most `tokens` tokens; `raw` puts no token before it."""
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+            file = Path(folder) / "prompt"
+            file.write_text(prompt, "utf-8", newline="")
+            self.device.transport.put(file, "prompt")
+            text: list[str] = []
+            decoder = getincrementaldecoder("utf-8")("replace")
+
+            def receive(chunk: bytes, final: bool = False) -> None:
+                piece = decoder.decode(chunk, final)
+                text.append(piece)
+                if on_text is not None and piece:
+                    on_text(printable(piece))
+
+            argv = ["--prompt-file", "prompt", "-n", str(tokens), *_sampling_options(sampling)]
+            argv += [*_thread_options(threads), *(["--raw"] if raw else []), "--json", "report.json"]
+            self._run("generate", *argv, on_stdout=receive)
+            receive(b"", final=True)
+            report = self._fetch("report.json")
+        return Generation(
+            "".join(text).removesuffix("\n"),
+            _token_list(report, "tokens"),
+            _token_list(report, "prompt_tokens"),
+            printable(str(report.get("stop", ""))),
+            self._measurement(report),
+        )
+
+    def bench(
+        self, *, prompts: Sequence[int], generated: Sequence[int], depth: int, runs: int, threads: Sequence[int]
+    ) -> tuple[list[BenchRow], Measurement]:
+        """Prefill and decode rates: rows pp<n> and tg<n> for every number of threads."""
+        argv = ["-p", _listed(prompts), "-n", _listed(generated), "-d", str(depth), "-r", str(runs)]
+        argv += ["-t", _listed(threads)] if threads else []
+        done = self._run("bench", *argv, "--json", "-")
+        report = _parse(done.stdout)
+        rows = report.get("rows")
+        if not isinstance(rows, list):
+            raise DeviceUnavailable("the device's report of bench has no rows")
+        return [self._row(row) for row in rows], self._measurement(report)
+
+    def probe(self) -> Measurement:
+        """The bundle's own probe: coherence against the reference that was recorded when it was compiled."""
+        report = _parse(self._run("probe", "--json", "-").stdout)
+        if not isinstance(report.get("coherence"), dict):
+            raise DeviceUnavailable("the device's report of the probe has no coherence")
+        return self._measurement(report)
+
+    def logits(self, ids: Tokens, *, vocab: int, chunk: int = 0) -> Logits:
+        """Logits [len(ids), vocab] of every position, teacher-forced from an empty cache; `chunk` tokens at a time."""
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
+            folder = Path(name)
+            (folder / "tokens").write_bytes(ids.astype("<u4").tobytes())
+            self.device.transport.put(folder / "tokens", "tokens")
+            argv = ["--token-file", "tokens", "--out", "logits", *(["--chunk", str(chunk)] if chunk else [])]
+            self._run("logits", *argv)
+            expected = Bytes(4 * vocab * len(ids))
+            self.device.transport.get("logits", folder / "logits", limit=expected)
+            found = np.fromfile(folder / "logits", np.dtype("<f4")).astype(np.float32, copy=False)
+        if found.nbytes != expected:
+            raise DeviceUnavailable(f"the device gave {Bytes(found.nbytes)} of logits, {expected} were expected")
+        if not np.isfinite(found).all():
+            raise GateFailed("the model's logits are not finite numbers", hint="try a recipe with more bits")
+        return found.reshape(len(ids), vocab)
+
+    def _run(self, command: str, *argv: str, on_stdout: Callable[[bytes], None] | None = None) -> Completed:
+        done = self.device.transport.run(
+            ["bundle/edgekit-run", command, "bundle/model.edge", *argv], timeout=self.timeout, on_stdout=on_stdout
+        )
+        if done.returncode != 0:
+            raise refusal(done)
+        return done
+
+    def _fetch(self, remote: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+            self.device.transport.get(remote, Path(folder) / "report", limit=_REPORT_LIMIT)
+            return _parse((Path(folder) / "report").read_bytes())
+
+    def _row(self, row: object) -> BenchRow:
+        try:
+            assert isinstance(row, dict)
+            samples = tuple(float(sample) for sample in row["samples"])
+            found = BenchRow(
+                printable(str(row["test"])), int(row["threads"]), int(row["depth"]), int(row["tokens"]), samples
+            )
+            assert samples and found.tokens > 0 and all(0 < sample < math.inf for sample in samples)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise DeviceUnavailable("the device's report of bench has a malformed row") from error
+        return replace(found, samples_seconds=None) if self.device.transport.emulated else found
+
+    def _measurement(self, report: Mapping[str, Any]) -> Measurement:
+        parts = {name: _table(report, name) for name in ("latency", "memory", "bandwidth", "coherence", "device")}
+        noted = report.get("warnings", [])
+        warnings = [printable(str(text))[:_MESSAGE_LIMIT] for text in noted] if isinstance(noted, list) else []
+        if self.device.transport.emulated:
+            for name in _TIMES:
+                parts[name] = {key: _without_time(key, value) for key, value in parts[name].items()}
+            warnings = [text for text in warnings if "emulat" not in text] + [EMULATED]
+        parts["device"] = {"name": self.device.name, **parts["device"], "emulated": self.device.transport.emulated}
+        return Measurement(**parts, warnings=tuple(warnings))
+
+
+def refusal(done: Completed) -> EdgekitError:
+    """The error that a program which did not return 0 means: its own sentence and hint, cleaned and cut."""
+    lines = [line for line in printable(done.stderr.decode("utf-8", "replace")).splitlines() if line.strip()]
+    hint = next((line.removeprefix("hint:").strip() for line in lines if line.startswith("hint:")), "")
+    said = next((line for line in lines if not line.startswith("hint:")), "")
+    said = said.removeprefix("edgekit-run:").strip()[:_MESSAGE_LIMIT]
+    if done.returncode < 0:
+        return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)
+    kind = _REFUSALS.get(done.returncode, DeviceUnavailable)
+    return kind(said or f"edgekit-run ended with code {done.returncode}", hint=hint[:_MESSAGE_LIMIT])
+
+
+def elf_machine(program: Path) -> str:
+    """The machine word of an executable.
+
+    Raises:
+        Damaged: not an ELF executable of a machine that edgekit knows.
+    """
+    with program.open("rb") as stream:
+        head = stream.read(20)
+    machine = _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
+    if len(head) < 20 or head[:5] != b"\x7fELF\x02" or machine is None:
+        raise Damaged(f"{program.name} in the bundle is not a program for {' or '.join(_ELF_MACHINES.values())}")
+    return machine
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Raises:
+        DeviceUnavailable: too long, too deep, not JSON, or not an object of finite numbers.
+    """
+    if len(data) > _REPORT_LIMIT:
+        raise DeviceUnavailable(f"the device's report takes {Bytes(len(data))}, at most {_REPORT_LIMIT} are read")
+    try:
+        report = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DeviceUnavailable(f"the device's report is not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise DeviceUnavailable("the device's report is not a JSON object")
+    return report
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def _table(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = report.get(name, {})
+    if not isinstance(part, dict):
+        raise DeviceUnavailable(f"'{name}' in the device's report is not a table")
+    return part
+
+
+def _token_list(report: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    tokens = report.get(name)
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise DeviceUnavailable(f"'{name}' in the device's report is not a list of tokens")
+    return tuple(tokens)
+
+
+def _without_time(key: str, value: object) -> object:
+    """Null for a figure that holds a time; counts of bytes stay."""
+    return value if key == "bytes_per_token" else None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _sampling_options(sampling: Sampling) -> list[str]:
+    return [
+        *("--temperature", str(sampling.temperature)),
+        *("--top-k", str(sampling.top_k)),
+        *("--top-p", str(sampling.top_p)),
+        *("--repetition-penalty", str(sampling.repetition_penalty)),
+        *("--seed", str(sampling.seed)),
+    ]
+
+
+def _thread_options(threads: Threads) -> list[str]:
+    options = [("--threads", threads.decode), ("--prefill-threads", threads.prefill), ("--context", threads.context)]
+    return [text for name, count in options if count for text in (name, str(count))]
