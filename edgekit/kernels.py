@@ -106,7 +106,7 @@ def quantize_weights(
     )
 
 
-def gemm(name: str, scheme: Scheme, activations: Float32, n: int, codes: UInt8, scales: UInt16) -> Float32:
+def gemm(name: str, scheme: Scheme, activations: Float32, codes: UInt8, scales: UInt16, *, n: int) -> Float32:
     """Activations [m, k] times packed weights (n, k), transposed, by the kernel `name`: float32 [m, n]. For tests.
 
     Raises:
