@@ -1,0 +1,237 @@
+"""Turn a graph's weight matrices into codes and scales, as a recipe says.
+
+Tensors are read, quantized and written one at a time and a few rows at once, so that memory does not grow with the
+model. `assign` alone decides the schemes and reads no weights: estimate and plan need no more.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.checkpoint import Checkpoint
+from edgekit.errors import Damaged, Unsupported, UsageError
+from edgekit.graph import Graph
+from edgekit.methods import find_method
+from edgekit.passes.gated import gated_pairs
+from edgekit.scheme import Recipe, Scheme
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+UInt16 = npt.NDArray[np.uint16]
+Progress = Callable[[str, int, int], None]  # tensor at work, weights done, weights in all
+
+SCHEMA = 1
+INDEX = "quantized.json"
+_STORED: Final[Mapping[str, npt.DTypeLike]] = {"f32": np.float32, "f16": np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantTensor:
+    """A matrix (n, k) as codes int8 [n, k] and bf16 scales, their bits in uint16 [n, groups].
+
+    For f16 and f32 `codes` holds the values in that type and `scales` is [n, 0].
+    """
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, int]
+    codes: Array
+    scales: UInt16
+
+    def values(self, start: int = 0, stop: int | None = None) -> Float32:
+        """The float32 values of rows [start, stop): what every engine computes with."""
+        codes = np.asarray(self.codes[start:stop])
+        if self.scheme.is_float:
+            return codes.astype(np.float32)
+        steps = np.repeat(widen_bf16(self.scales[start:stop]), self.scheme.group, axis=1)[:, : self.shape[1]]
+        return (codes.astype(np.float32) + np.float32(self.scheme.offset)) * steps
+
+
+@dataclass(frozen=True, slots=True)
+class QuantGraph:
+    """A graph with a scheme for every weight matrix and, once quantized, their codes and scales.
+
+    `tensors`, `vectors` (norms and biases, float32) and `errors` (squared error relative to the squared weights) are
+    empty until `quantize`. A tied head is the embedding and appears once. `notes` are for the person.
+    """
+
+    graph: Graph
+    recipe: Recipe
+    schemes: Mapping[str, Scheme]
+    notes: tuple[str, ...] = ()
+    tensors: Mapping[str, QuantTensor] = field(default_factory=dict)
+    vectors: Mapping[str, Float32] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def made_from(self) -> str:
+        """Digest of the checkpoint and the recipe: equal for equal codes and scales."""
+        schemes = {name: str(scheme) for name, scheme in self.schemes.items()}
+        parts = [SCHEMA, self.graph.made_from, self.recipe.method, schemes]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def assign(graph: Graph, recipe: Recipe) -> QuantGraph:
+    """The graph with a scheme for every weight matrix, and no data.
+
+    Gate and up are stored in one matrix, so both get the scheme of the one with more bits.
+
+    Raises:
+        UsageError: a pattern of the recipe that no matrix matches.
+        Unsupported: an unknown method.
+    """
+    matrices = [name for name, shape in graph.decoder.tensor_shapes().items() if len(shape) == 2]
+    rules = {name: recipe.rule_for(name) for name in matrices}
+    for rule in recipe.rules:
+        if rule not in rules.values():
+            raise UsageError(
+                f"the recipe's pattern '{rule.pattern}' matches no weight matrix that an earlier one leaves",
+                hint=f"names are like {', '.join(name.removesuffix('.weight') for name in matrices[:3])}",
+            )
+    for rule in rules.values():
+        find_method(rule.method)
+    schemes = {name: rule.scheme for name, rule in rules.items()}
+    notes = []
+    for gate, up in gated_pairs(graph.model.graph):
+        if schemes[gate] != schemes[up]:
+            low, high = sorted((gate, up), key=lambda name: (schemes[name].bits, -schemes[name].group))
+            notes.append(f"{low} is {schemes[high]} and not {schemes[low]}: it is stored in one matrix with {high}")
+            schemes[low] = schemes[high]
+    return QuantGraph(graph, recipe, schemes, tuple(notes))
+
+
+def quantize(
+    graph: Graph,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    directory: Path | None = None,
+    progress: Progress | None = None,
+) -> QuantGraph:
+    """The graph with its weights quantized; codes and scales lie in files in `directory`, or in memory without one.
+
+    Raises:
+        UsageError, Unsupported: as `assign`; also weights too large for f16.
+        Damaged: weights that are not finite.
+    """
+    quant = assign(graph, recipe)
+    shapes = graph.decoder.tensor_shapes()
+    total, done = sum(int(np.prod(shapes[name])) for name in quant.schemes), 0
+    tensors, errors = {}, {}
+    for name, scheme in quant.schemes.items():
+        shape = (shapes[name][0], shapes[name][1])
+        tensor = _allocate(name, scheme, shape, directory)
+        lost = kept = 0.0
+        for start, weights in checkpoint.read_blocks(name):
+            if progress is not None:
+                progress(name, done + start * shape[1], total)
+            _check_finite(weights, name)
+            stop = start + len(weights)
+            _fill(tensor, start, stop, weights, recipe.rule_for(name).method)
+            difference = tensor.values(start, stop) - weights
+            lost += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
+            kept += float(np.einsum("nk,nk->", weights, weights, dtype=np.float64))
+        tensors[name], errors[name] = _settled(tensor, directory), lost / kept if kept else 0.0
+        done += shape[0] * shape[1]
+    vectors = {name: checkpoint.read(name) for name, shape in shapes.items() if len(shape) == 1}
+    for name, vector in vectors.items():
+        _check_finite(vector, name)
+    if progress is not None:
+        progress("", total, total)
+    quant = replace(quant, tensors=tensors, vectors=vectors, errors=errors)
+    if directory is not None:
+        _write_index(quant, directory)
+    return quant
+
+
+def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> QuantGraph:
+    """What `quantize` wrote to `directory` for the same graph and recipe.
+
+    Raises:
+        Damaged: the directory holds something else, or its files do not have the sizes they must.
+    """
+    quant = assign(graph, recipe)
+    hint = f"delete {directory} and compile again"
+    try:
+        index = json.loads((directory / INDEX).read_text("utf-8"))
+        found, errors = index["made_from"], index["errors"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{directory / INDEX} is not readable: {error}", hint=hint) from error
+    if found != quant.made_from:
+        raise Damaged(f"{directory} was made from another checkpoint or recipe", hint=hint)
+    shapes = graph.decoder.tensor_shapes()
+    tensors = {}
+    for name, scheme in quant.schemes.items():
+        n, k = shapes[name]
+        try:
+            codes, scales = (np.load(directory / f"{name}.{part}.npy", mmap_mode="r") for part in ("codes", "scales"))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"a file of {name} in {directory} is not readable: {error}", hint=hint) from error
+        if codes.shape != (n, k) or scales.shape != (n, _groups(scheme, k)):
+            raise Damaged(f"the files of {name} in {directory} have the wrong shape", hint=hint)
+        tensors[name] = QuantTensor(name, scheme, (n, k), codes, scales)
+    vectors = {name: checkpoint.read(name) for name, shape in shapes.items() if len(shape) == 1}
+    return replace(quant, tensors=tensors, vectors=vectors, errors=errors)
+
+
+def widen_bf16(bits: UInt16) -> Float32:
+    """The float32 values of bf16 numbers given by their bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _groups(scheme: Scheme, k: int) -> int:
+    return 0 if scheme.is_float else scheme.groups(k)
+
+
+def _allocate(name: str, scheme: Scheme, shape: tuple[int, int], directory: Path | None) -> QuantTensor:
+    def make(part: str, columns: int, dtype: npt.DTypeLike) -> Array:
+        if directory is None:
+            return np.empty((shape[0], columns), dtype)
+        file = directory / f"{name}.{part}.npy"
+        return np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=(shape[0], columns))
+
+    codes = make("codes", shape[1], _STORED.get(scheme.format, np.int8))
+    return QuantTensor(name, scheme, shape, codes, make("scales", _groups(scheme, shape[1]), np.uint16))
+
+
+def _fill(tensor: QuantTensor, start: int, stop: int, weights: Float32, method: str) -> None:
+    if not tensor.scheme.is_float:
+        tensor.codes[start:stop], tensor.scales[start:stop] = find_method(method)(weights, tensor.scheme)
+        return
+    if tensor.scheme.format == "f16" and np.abs(weights).max(initial=0) > np.finfo(np.float16).max:
+        raise Unsupported(f"{tensor.name} has weights beyond the range of f16", hint="give it f32 or q8 in the recipe")
+    tensor.codes[start:stop] = weights
+
+
+def _check_finite(weights: Float32, name: str) -> None:
+    if not np.isfinite(weights).all():
+        raise Damaged(f"{name} has weights that are not finite", hint="train or download the checkpoint again")
+
+
+def _settled(tensor: QuantTensor, directory: Path | None) -> QuantTensor:
+    """The tensor read back from its files: pages that were written no longer count as this process's memory."""
+    if directory is None:
+        return tensor
+    for part in (tensor.codes, tensor.scales):
+        if isinstance(part, np.memmap):
+            part.flush()
+    codes, scales = (np.load(directory / f"{tensor.name}.{part}.npy", mmap_mode="r") for part in ("codes", "scales"))
+    return replace(tensor, codes=codes, scales=scales)
+
+
+def _write_index(quant: QuantGraph, directory: Path) -> None:
+    """The index is written last: a directory without one is not finished."""
+    index = {"schema": SCHEMA, "made_from": quant.made_from, "errors": dict(quant.errors)}
+    temporary = directory / f"{INDEX}.part"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / INDEX)
