@@ -1,5 +1,5 @@
-// Sixteen float lanes with the same arithmetic on every ISA: one 512-bit register, two of 256 bits, four of 128 bits, or
-// an array. Every operation is one IEEE rounding a lane (fma is fused), so results agree to the last bit. A sum over
+// Sixteen float lanes with the same arithmetic on every ISA: one 512-bit register, two of 256 bits, four of 128 bits,
+// or an array. Every operation is one IEEE rounding a lane (fma is fused), so results agree to the last bit. A sum over
 // lanes is always the tree lane l + lane l + 8, then + 4, + 2, + 1.
 //
 // Included once by each ISA's file, inside its namespace; uses no standard-library template.

@@ -19,10 +19,10 @@ constexpr size_t kBlock = 128;
 
 // Attention of some query vectors over one block of one head's cache.
 //
-//   keys    [positions / 16][head_dim][16]  f16; sixteen positions side by side, so that a score needs no sum over lanes
+//   keys    [positions / 16][head_dim][16]  f16; sixteen positions side by side: a score needs no sum over lanes
 //   values  [positions][value_stride]       f16; value_stride = head_dim rounded up to 16
 //
-//   partial [queries][partial_stride]       value_stride floats: sum of p * value; then the largest score, then sum of p
+//   partial [queries][partial_stride]       value_stride floats: sum of p * value; then the largest score, the sum of p
 struct AttendBlock {
   size_t queries;
   size_t head_dim;
@@ -45,8 +45,8 @@ struct Ops {
   // y += x.
   void (*add)(size_t n, const float* x, float* y);
 
-  // out = gate / (1 + exp(-gate)) * up.
-  void (*silu_multiply)(size_t n, const float* gate, const float* up, float* out);
+  // out [16 * pairs] = gate / (1 + exp(-gate)) * up, where `alternating` holds 16 of gate, 16 of up, 16 of gate ...
+  void (*silu_multiply)(size_t pairs, const float* alternating, float* out);
 
   // Rotates element i with element i + head_dim / 2 by the angle whose cosine and sine are given (head_dim / 2 each).
   void (*rotate)(size_t head_dim, const float* cosine, const float* sine, float* head);

@@ -87,14 +87,15 @@ void add_to(size_t n, const float* x, float* y) {
   });
 }
 
-void silu_multiply(size_t n, const float* gate, const float* up, float* out) {
+void silu_multiply(size_t pairs, const float* alternating, float* out) {
   const Lanes one = broadcast(1.0f);
   const Lanes zero = broadcast(0.0f);
-  for_each_16(n, [&](size_t i, size_t count) {
-    const Lanes g = load_up_to(count, gate + i);
-    const Lanes activated = divide(g, add(one, exponential(subtract(zero, g))));
-    store_up_to(count, out + i, multiply(activated, load_up_to(count, up + i)));
-  });
+  for (size_t pair = 0; pair < pairs; ++pair) {
+    const Lanes gate = load(alternating + 2 * pair * kLanes);
+    const Lanes up = load(alternating + (2 * pair + 1) * kLanes);
+    const Lanes activated = divide(gate, add(one, exponential(subtract(zero, gate))));
+    store(out + pair * kLanes, multiply(activated, up));
+  }
 }
 
 void rotate(size_t head_dim, const float* cosine, const float* sine, float* head) {

@@ -17,7 +17,8 @@ size_t strips_of(size_t n) { return (n + kStrip - 1) / kStrip; }
 Sampler::Sampler(const Ops& ops, size_t vocab, const SamplingOptions& options)
     : ops_(ops), vocab_(vocab), options_(options), state_(options.seed) {
   const size_t strips = strips_of(vocab);
-  memory_ = calloc(1, vocab * (sizeof(Candidate) + 2 * sizeof(float) + sizeof(uint32_t) + 1) + 2 * strips * sizeof(float));
+  const size_t token_bytes = sizeof(Candidate) + 2 * sizeof(float) + sizeof(uint32_t) + 1;
+  memory_ = calloc(1, vocab * token_bytes + 2 * strips * sizeof(float));
   if (memory_ == nullptr) {
     return;
   }

@@ -9,7 +9,7 @@
 //   sections   in the table in rising order of offset, each kind at most once, no overlap; kTokenizer and kProbe may be
 //              absent; kWeights is last and ends at the end of the file
 //   buffers    width is a multiple of 16 and offset of 64; arena_bytes is the end of the last buffer, exactly
-//   operators  kEmbed first, kHead last; one kAttention a layer, `layer` counting up from 0. kEmbed and kLinearAdd write
+//   operators  kEmbed first, kHead last; one kAttention a layer, `layer` rising from 0. kEmbed and kLinearAdd write
 //              `hidden` floats a row; kNormLinear writes n of its weights side by side; kAttention reads heads + 2 *
 //              kv_heads heads of head_dim and writes heads * head_dim; kNormGatedLinear has one weight of n = 2 *
 //              (intermediate rounded up to 16) outputs and writes half as many; kHead writes `vocab`. The input of
@@ -66,7 +66,7 @@ struct Config {  // 128 bytes
   uint32_t head_dim;
   uint32_t intermediate;
   uint32_t vocab;
-  uint32_t context;   // longest context the model was made for
+  uint32_t context;   // longest context the model was made for, at most 2^20
   uint32_t max_rows;  // tokens of prefill computed at once, at most 65536
   uint32_t decode_threads;
   uint32_t prefill_threads;

@@ -1,0 +1,305 @@
+// Sessions: their memory, and the division of a call into chunks of rows.
+#include "program/session.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+
+#include "program/refuse.h"
+
+namespace edgekit {
+namespace {
+
+constexpr uint32_t kDefaultContext = 2048;
+constexpr uint32_t kDefaultSpinMicroseconds = 50;
+constexpr uint32_t kMostThreads = 256;
+constexpr size_t kLine = 64;
+
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+uint32_t count_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) {
+    return 1;
+  }
+  return uint32_t(std::max(1, CPU_COUNT(&set)));
+}
+
+uint32_t choose_threads(uint32_t asked, uint32_t advised) {
+  if (asked > 0) {
+    return asked;
+  }
+  const uint32_t cpus = count_cpus();
+  return advised > 0 ? std::min(advised, cpus) : std::min(cpus, kMostThreads);
+}
+
+// Hands out consecutive pieces of memory; with a null start it only counts.
+class Carver {
+ public:
+  explicit Carver(uint8_t* start) : start_(start) {}
+
+  template <typename T>
+  T* take(size_t count) {
+    T* piece = start_ == nullptr ? nullptr : reinterpret_cast<T*>(start_ + used_);
+    used_ += round_up(count * sizeof(T), kLine);
+    return piece;
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* start_;
+  size_t used_ = 0;
+};
+
+struct Extents {
+  size_t longest_row = 0;
+  size_t one_row_bytes = 0;   // activations of one row, all forms of the neediest operator
+  size_t all_rows_bytes = 0;  // of max_rows rows
+};
+
+Extents measure_steps(const edgekit_program& program) {
+  Extents extents;
+  extents.longest_row = program.info.hidden;
+  for (size_t i = 0; i < program.step_count; ++i) {
+    const Step& step = program.steps[i];
+    size_t one = 0;
+    size_t all = 0;
+    for (size_t f = 0; f < step.forms; ++f) {
+      Activations unused;
+      extents.longest_row = std::max(extents.longest_row, step.form[f].k);
+      one += lay_out_activations(step.form[f], 1, nullptr, &unused);
+      all += lay_out_activations(step.form[f], program.info.max_rows, nullptr, &unused);
+    }
+    extents.one_row_bytes = std::max(extents.one_row_bytes, one);
+    extents.all_rows_bytes = std::max(extents.all_rows_bytes, all);
+  }
+  return extents;
+}
+
+size_t lay_out_shared(edgekit_session* session, const Extents& extents, uint8_t* start) {
+  const edgekit_program_info& info = session->program->info;
+  const size_t angles = session->program->rope_count * info.max_rows * (info.head_dim / 2);
+  const size_t blocks = (session->context + ops::kBlock - 1) / ops::kBlock;
+  Carver carver(start);
+  session->activations_memory = carver.take<uint8_t>(extents.all_rows_bytes);
+  session->cosine = carver.take<float>(angles);
+  session->sine = carver.take<float>(angles);
+  session->partials = carver.take<float>(info.heads * blocks * session->partial_stride);
+  session->blocks_done = carver.take<std::atomic<uint32_t>>(info.kv_heads * kCounterStride);
+  return carver.used();
+}
+
+size_t lay_out_own(const edgekit_session& session, const Extents& extents, uint8_t* start, Scratch* scratch) {
+  const edgekit_program_info& info = session.program->info;
+  const size_t group = info.heads / info.kv_heads;
+  const size_t queries = group * kAttendRows;
+  Carver carver(start);
+  scratch->row = carver.take<float>(round_up(extents.longest_row, ops::kLanes));
+  scratch->activations_memory = carver.take<uint8_t>(extents.one_row_bytes);
+  scratch->tiles = carver.take<float>(EDGEKIT_TILE * std::max(kRowBlock * kPrefillTiles, kMostPieceTiles));
+  scratch->queries = carver.take<float>((group + 1) * info.head_dim);
+  scratch->partial = carver.take<float>(queries * session.partial_stride);
+  scratch->merged = carver.take<float>(queries * session.partial_stride);
+  scratch->query_rows = carver.take<const float*>(queries);
+  scratch->seen_begin = carver.take<uint16_t>(queries);
+  scratch->seen_end = carver.take<uint16_t>(queries);
+  return carver.used();
+}
+
+edgekit_status allocate_cache(edgekit_session* session, edgekit_error* error) {
+  const edgekit_program_info& info = session->program->info;
+  const size_t capacity = round_up(session->context, ops::kLanes);
+  session->value_stride = round_up(info.head_dim, ops::kLanes);
+  session->partial_stride = session->value_stride + ops::kLanes;
+  session->head_keys = capacity * info.head_dim;
+  session->head_values = capacity * session->value_stride;
+  // Cannot overflow: 2^20 positions * 2 * 2^10 * 2^10 heads * 2^10 layers * 2 bytes = 2^52.
+  const uint64_t bytes =
+      uint64_t(info.layers) * info.kv_heads * (session->head_keys + session->head_values) * sizeof(uint16_t);
+  if (!session->cache.allocate(bytes)) {
+    return refuse(error, EDGEKIT_NO_MEMORY, "a cache for %u positions takes %llu MiB, which this system does not give",
+                  session->context, static_cast<unsigned long long>(bytes >> 20));
+  }
+  return EDGEKIT_OK;
+}
+
+edgekit_status allocate_scratch(edgekit_session* session, edgekit_error* error) {
+  const unsigned threads = std::max(session->decode_threads, session->prefill_threads);
+  const Extents extents = measure_steps(*session->program);
+  Scratch measured;
+  // A line between threads, so that no two write to the same one.
+  const size_t own_bytes = lay_out_own(*session, extents, nullptr, &measured) + kLine;
+  session->scratch = new (std::nothrow) Scratch[threads]();
+  if (session->scratch == nullptr || !session->arena.allocate(session->program->arena_floats * sizeof(float)) ||
+      !session->shared.allocate(lay_out_shared(session, extents, nullptr)) ||
+      !session->own.allocate(own_bytes * threads)) {
+    return refuse(error, EDGEKIT_NO_MEMORY, "there is no memory for the activations of %u threads", threads);
+  }
+  lay_out_shared(session, extents, session->shared.at<uint8_t>(0));
+  for (unsigned i = 0; i < threads; ++i) {
+    lay_out_own(*session, extents, session->own.at<uint8_t>(i * own_bytes), &session->scratch[i]);
+  }
+  return EDGEKIT_OK;
+}
+
+edgekit_status prepare(edgekit_session* session, const edgekit_session_options& options, edgekit_error* error) {
+  const edgekit_program_info& info = session->program->info;
+  if (options.context > info.context) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "a context of %u was asked for and the model was made for %u",
+                  options.context, info.context);
+  }
+  if (options.decode_threads > kMostThreads || options.prefill_threads > kMostThreads) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "at most %u threads can be used", kMostThreads);
+  }
+  session->context = options.context > 0 ? options.context : std::min(info.context, kDefaultContext);
+  session->decode_threads = choose_threads(options.decode_threads, info.decode_threads);
+  session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads);
+  edgekit_status status = allocate_cache(session, error);
+  if (status == EDGEKIT_OK) {
+    status = allocate_scratch(session, error);
+  }
+  if (status != EDGEKIT_OK) {
+    return status;
+  }
+  const unsigned threads = std::max(session->decode_threads, session->prefill_threads);
+  const uint32_t spin =
+      options.spin_microseconds == UINT32_MAX ? kDefaultSpinMicroseconds : options.spin_microseconds;
+  if (!session->team.start(threads, spin)) {
+    return refuse(error, EDGEKIT_NO_MEMORY, "the system does not start %u threads", threads);
+  }
+  return EDGEKIT_OK;
+}
+
+void run_as_member(void* session, unsigned member) { run_steps(static_cast<edgekit_session*>(session), member); }
+
+}  // namespace
+
+bool Memory::allocate(uint64_t bytes) {
+  if (bytes > SIZE_MAX - kLine) {
+    return false;
+  }
+  raw_ = calloc(1, size_t(bytes) + kLine);
+  if (raw_ == nullptr) {
+    return false;
+  }
+  data_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(raw_), kLine));
+  bytes_ = bytes;
+  return true;
+}
+
+Memory::~Memory() { free(raw_); }
+
+size_t lay_out_activations(const ActivationForm& form, size_t rows, uint8_t* memory, Activations* activations) {
+  Carver carver(memory);
+  *activations = {};
+  if (form.is_float) {
+    activations->stride = round_up(form.k, ops::kLanes);
+    activations->values = carver.take<float>(rows * activations->stride);
+    return carver.used();
+  }
+  activations->stride = round_up(form.k, kLine);
+  activations->groups = (form.k + form.group - 1) / form.group;
+  activations->values = carver.take<int8_t>(rows * activations->stride);
+  activations->scale = carver.take<float>(rows * activations->groups);
+  activations->sum = carver.take<int32_t>(rows * activations->groups);
+  return carver.used();
+}
+
+}  // namespace edgekit
+
+using namespace edgekit;
+
+edgekit_status edgekit_session_create(const edgekit_program* program, const edgekit_session_options* options,
+                                      edgekit_session** session, edgekit_error* error) {
+  *session = nullptr;
+  auto* made = new (std::nothrow) edgekit_session();
+  if (made == nullptr) {
+    return refuse(error, EDGEKIT_NO_MEMORY, "there is no memory for a session");
+  }
+  made->program = program;
+  const edgekit_status status = prepare(made, *options, error);
+  if (status != EDGEKIT_OK) {
+    edgekit_session_free(made);
+    return status;
+  }
+  *session = made;
+  return EDGEKIT_OK;
+}
+
+void edgekit_session_free(edgekit_session* session) {
+  if (session != nullptr) {
+    delete[] session->scratch;
+    delete session;
+  }
+}
+
+edgekit_memory edgekit_session_memory(const edgekit_session* session) {
+  return {session->cache.bytes(), session->arena.bytes() + session->shared.bytes() + session->own.bytes()};
+}
+
+uint32_t edgekit_session_context(const edgekit_session* session) { return session->context; }
+
+uint32_t edgekit_session_position(const edgekit_session* session) { return session->position; }
+
+uint32_t edgekit_session_decode_threads(const edgekit_session* session) { return session->decode_threads; }
+
+uint32_t edgekit_session_prefill_threads(const edgekit_session* session) { return session->prefill_threads; }
+
+edgekit_status edgekit_session_reset(edgekit_session* session, uint32_t position, edgekit_error* error) {
+  if (position > session->position) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "position %u was asked for and only %u tokens were read", position,
+                  session->position);
+  }
+  session->position = position;
+  return EDGEKIT_OK;
+}
+
+edgekit_status edgekit_session_set_threads(edgekit_session* session, uint32_t decode_threads, uint32_t prefill_threads,
+                                           edgekit_error* error) {
+  const unsigned most = session->team.count();
+  if (decode_threads == 0 || prefill_threads == 0 || decode_threads > most || prefill_threads > most) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "this session was made for 1 to %u threads", most);
+  }
+  session->decode_threads = decode_threads;
+  session->prefill_threads = prefill_threads;
+  return EDGEKIT_OK;
+}
+
+edgekit_status edgekit_session_forward(edgekit_session* session, const uint32_t* tokens, size_t count, float* logits,
+                                       size_t logits_rows, edgekit_error* error) {
+  const edgekit_program_info& info = session->program->info;
+  if (count == 0 || count > session->context - session->position) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "%zu tokens do not fit after %u in a context of %u", count,
+                  session->position, session->context);
+  }
+  if (logits_rows > count || (logits_rows > 0 && logits == nullptr)) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "logits of %zu rows were asked for and %zu are computed", logits_rows,
+                  count);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (tokens[i] >= info.vocab) {
+      return refuse(error, EDGEKIT_BAD_ARGUMENT, "token %u is not in the vocabulary of %u", tokens[i], info.vocab);
+    }
+  }
+  const size_t first_wanted = count - logits_rows;
+  for (size_t done = 0; done < count;) {
+    const size_t rows = std::min<size_t>(count - done, info.max_rows);
+    session->tokens = tokens + done;
+    session->rows = rows;
+    session->logits_rows = done + rows > first_wanted ? std::min(rows, done + rows - first_wanted) : 0;
+    session->logits = logits;
+    session->active = rows == 1 ? session->decode_threads : session->prefill_threads;
+    session->team.run(session->active, run_as_member, session);
+    session->position += uint32_t(rows);
+    if (session->logits_rows > 0) {
+      logits += session->logits_rows * info.vocab;
+    }
+    done += rows;
+  }
+  return EDGEKIT_OK;
+}

@@ -1,0 +1,106 @@
+// One sequence of tokens on its way through a program: cache, activations, threads.
+#pragma once
+
+#include <atomic>
+
+#include "program/loaded.h"
+#include "program/threads.h"
+
+namespace edgekit {
+
+constexpr size_t kRowBlock = 64;       // rows of a product that a thread finishes while they are in its cache
+constexpr size_t kPrefillTiles = 4;    // tiles of a piece of work when m > 1
+constexpr size_t kMostPieceTiles = 32;  // when m == 1
+constexpr size_t kAttendRows = 8;      // rows of a piece of attention when m > 1
+constexpr size_t kRowsPerClaim = 16;   // rows normed or appended to the cache at once: keys lie in groups of 16
+
+// Zeroed memory, 64-byte aligned.
+class Memory {
+ public:
+  Memory() = default;
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  bool allocate(uint64_t bytes);
+  uint64_t bytes() const { return bytes_; }
+
+  template <typename T>
+  T* at(uint64_t byte_offset) const {
+    return reinterpret_cast<T*>(data_ + byte_offset);
+  }
+
+ private:
+  void* raw_ = nullptr;
+  uint8_t* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// Activations of some rows as one ActivationForm wants them.
+struct Activations {
+  void* values;   // int8_t [rows][stride], or float [rows][stride]
+  size_t stride;  // elements
+  float* scale;   // [rows][groups]
+  int32_t* sum;   // [rows][groups]
+  size_t groups;
+};
+
+// What one thread has for itself.
+struct Scratch {
+  float* row;                         // a normed row
+  uint8_t* activations_memory;        // of one row; an operator lays out its forms in it
+  float* tiles;                       // [kRowBlock][16 * kPrefillTiles], or one row of 16 * kMostPieceTiles
+  float* queries;                     // [group of heads][head_dim], rotated; then one key
+  float* partial;                     // [queries][partial_stride]
+  float* merged;                      // the same
+  const float** query_rows;           // [queries]
+  uint16_t* seen_begin;               // [queries]
+  uint16_t* seen_end;                 // [queries]
+};
+
+}  // namespace edgekit
+
+struct edgekit_session {
+  const edgekit_program* program = nullptr;
+  edgekit::Team team;
+  uint32_t decode_threads = 1;
+  uint32_t prefill_threads = 1;
+  uint32_t context = 0;
+  uint32_t position = 0;
+
+  // f16; of each layer and head: keys [context / 16][head_dim][16], values [context][value_stride].
+  edgekit::Memory cache;
+  size_t value_stride = 0;
+  size_t head_keys = 0;    // elements of one head's keys
+  size_t head_values = 0;  // and of its values
+
+  edgekit::Memory arena;   // the plan's buffers
+  edgekit::Memory shared;  // scratch of all threads together
+  edgekit::Memory own;     // scratch of each
+  edgekit::Scratch* scratch = nullptr;
+  uint8_t* activations_memory = nullptr;  // of max_rows rows; an operator lays out its forms in it
+  float* cosine = nullptr;                // [ropes][max_rows][head_dim / 2]
+  float* sine = nullptr;
+  size_t partial_stride = 0;
+  float* partials = nullptr;                    // [kv_heads][blocks][group of heads][partial_stride]
+  std::atomic<uint32_t>* blocks_done = nullptr;  // [kv_heads], one each 64 bytes
+
+  // The call in progress.
+  const uint32_t* tokens = nullptr;
+  size_t rows = 0;       // m
+  unsigned active = 1;   // threads
+  float* logits = nullptr;
+  size_t logits_rows = 0;  // of the last rows
+};
+
+namespace edgekit {
+
+constexpr size_t kCounterStride = 64 / sizeof(std::atomic<uint32_t>);
+
+// Where form `i` of an operator finds its activations in memory that starts at `memory`: the layout for `rows` rows.
+// Returns the bytes taken. `memory` may be null to measure.
+size_t lay_out_activations(const ActivationForm& form, size_t rows, uint8_t* memory, Activations* activations);
+
+// Executes the program once for session->rows tokens, as one of session->active threads.
+void run_steps(edgekit_session* session, unsigned member);
+
+}  // namespace edgekit
