@@ -93,7 +93,9 @@ class Checkpoint:
                 view = view[count:]
         if info.dtype == "BF16":
             # A bf16 is the upper half of a float32.
-            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            widened = raw.astype(np.uint32)
+            widened <<= np.uint32(16)
+            return widened.view(np.float32)
         values: Float32 = raw.astype(np.float32, copy=False)
         return values
 
