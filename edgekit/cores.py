@@ -4,7 +4,7 @@ import importlib.resources
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Core:
     l1d_bytes: Bytes
     vector_ops_per_cycle: int
     f32_fma_per_cycle: int
-    int8_macs_per_cycle: Mapping[str, int]
+    int8_macs_per_cycle: Mapping[str, int] = field(hash=False)
     source: str
 
 
