@@ -1,0 +1,203 @@
+// Programs: what they compute, that nothing about the machine changes it, and that a damaged file is refused.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "check.h"
+#include "edgekit/program.h"
+#include "program_builder.h"
+
+namespace edgekit::testing {
+namespace {
+
+struct Freed {
+  void operator()(uint8_t* data) const { std::free(data); }
+  void operator()(edgekit_program* program) const { edgekit_program_close(program); }
+  void operator()(edgekit_session* session) const { edgekit_session_free(session); }
+};
+
+using Bytes = std::unique_ptr<uint8_t, Freed>;
+using Program = std::unique_ptr<edgekit_program, Freed>;
+using Session = std::unique_ptr<edgekit_session, Freed>;
+
+// A copy that starts at a multiple of 64 bytes and ends where the data ends, so that the sanitizer sees a read past it.
+Bytes aligned(const uint8_t* data, size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, bytes > 0 ? bytes : 1) != 0) std::abort();
+  std::memcpy(memory, data, bytes);
+  return Bytes(static_cast<uint8_t*>(memory));
+}
+
+Program open(const Bytes& data, size_t bytes) {
+  edgekit_program* program = nullptr;
+  edgekit_error error{};
+  const edgekit_status status = edgekit_program_open(data.get(), bytes, &program, &error);
+  CHECK_THAT(status == EDGEKIT_OK, "%s", error.message);
+  return Program(program);
+}
+
+Session start(const Program& program, uint32_t threads, uint32_t context = 0) {
+  const edgekit_session_options options = {context, threads, threads, 5};
+  edgekit_session* session = nullptr;
+  edgekit_error error{};
+  const edgekit_status status = edgekit_session_create(program.get(), &options, &session, &error);
+  CHECK_THAT(status == EDGEKIT_OK, "%s", error.message);
+  return Session(session);
+}
+
+std::vector<uint32_t> random_tokens(size_t count, size_t vocab) {
+  Random random(7);
+  std::vector<uint32_t> tokens(count);
+  for (uint32_t& token : tokens) token = static_cast<uint32_t>(random.below(vocab));
+  return tokens;
+}
+
+// Logits of every position, the tokens given `chunk` at a time.
+std::vector<float> forward(edgekit_session* session, const std::vector<uint32_t>& tokens, size_t chunk, size_t vocab) {
+  std::vector<float> logits(tokens.size() * vocab);
+  for (size_t done = 0; done < tokens.size(); done += chunk) {
+    const size_t count = chunk < tokens.size() - done ? chunk : tokens.size() - done;
+    edgekit_error error{};
+    const edgekit_status status =
+        edgekit_session_forward(session, &tokens[done], count, &logits[done * vocab], count, &error);
+    CHECK_THAT(status == EDGEKIT_OK, "%s", error.message);
+  }
+  return logits;
+}
+
+struct Model {
+  explicit Model(const ModelShape& shape) : writer(shape), file(writer.write()), data(aligned(file.data(), file.size())) {
+    program = open(data, file.size());
+  }
+  ProgramWriter writer;
+  std::vector<uint8_t> file;
+  Bytes data;
+  Program program;
+};
+
+ModelShape float_shape() {
+  ModelShape shape;
+  for (edgekit_format& format : shape.qkv) format = EDGEKIT_F32;
+  shape.out = shape.gate_up = shape.down = shape.head = EDGEKIT_F32;
+  return shape;
+}
+
+ModelShape mixed_shape() {
+  ModelShape shape;
+  shape.qkv[0] = EDGEKIT_Q4;
+  shape.qkv[1] = EDGEKIT_F16;
+  shape.qkv[2] = EDGEKIT_Q8;
+  shape.split_qkv = true;
+  shape.out = EDGEKIT_Q3;
+  shape.gate_up = EDGEKIT_Q2;
+  shape.down = EDGEKIT_T2;
+  shape.head = EDGEKIT_Q8;
+  shape.bias = true;
+  return shape;
+}
+
+ModelShape odd_shape() {
+  ModelShape shape = float_shape();
+  shape.hidden = 40;
+  shape.heads = 6;
+  shape.kv_heads = 3;
+  shape.head_dim = 10;
+  shape.intermediate = 50;
+  shape.vocab = 33;
+  return shape;
+}
+
+// Root mean square distance in units of the expected numbers' own.
+double distance(const std::vector<float>& found, const std::vector<double>& expected) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < found.size(); i++) {
+    error += (found[i] - expected[i]) * (found[i] - expected[i]);
+    size += expected[i] * expected[i];
+  }
+  return std::sqrt(error / size);
+}
+
+// Of the runtime's logits from the forward pass in double.
+double distance(const Model& model, size_t tokens, uint32_t threads, size_t chunk) {
+  const std::vector<uint32_t> ids = random_tokens(tokens, model.writer.model().shape.vocab);
+  const Session session = start(model.program, threads);
+  const std::vector<float> found = forward(session.get(), ids, chunk, model.writer.model().shape.vocab);
+  return distance(found, DenseForward(model.writer.model()).run(ids));
+}
+
+// Rounding to half in the cache can fall the other way by a float's error: 2^-11 of one element among hundreds.
+constexpr double kFloatDistance = 1e-4;
+// A quantized activation can fall to the neighbouring code: 1/127 of one element.
+constexpr double kQuantizedDistance = 5e-3;
+
+TEST(a_float_model_computes_what_the_definition_says) {
+  const Model model(float_shape());
+  CHECK(distance(model, 150, 1, 150) < kFloatDistance);
+  CHECK(distance(model, 150, 2, 1) < kFloatDistance);
+}
+
+TEST(sizes_that_are_no_multiple_of_a_tile_compute_the_same_function) {
+  const Model model(odd_shape());
+  CHECK(distance(model, 40, 2, 7) < kFloatDistance);
+  ModelShape shape = odd_shape();
+  shape.qkv[0] = shape.qkv[1] = shape.qkv[2] = shape.out = shape.gate_up = shape.down = EDGEKIT_Q8;
+  shape.head = EDGEKIT_Q4;
+  CHECK(distance(Model(shape), 40, 2, 7) < kQuantizedDistance);
+}
+
+TEST(every_format_in_one_model_computes_what_the_definition_says) {
+  const Model model(mixed_shape());
+  CHECK(distance(model, 60, 2, 60) < kQuantizedDistance);
+  CHECK(distance(model, 60, 1, 1) < kQuantizedDistance);
+}
+
+TEST(biases_query_norms_and_an_untied_head_are_applied) {
+  ModelShape shape = float_shape();
+  shape.bias = shape.qk_norm = true;
+  shape.tied = false;
+  CHECK(distance(Model(shape), 50, 2, 50) < kFloatDistance);
+}
+
+TEST(a_window_hides_what_is_behind_it) {
+  ModelShape shape = float_shape();
+  shape.window = 20;
+  CHECK(distance(Model(shape), 200, 2, 200) < kFloatDistance);
+  CHECK(distance(Model(shape), 200, 2, 1) < kFloatDistance);
+
+  const Model seeing_all(float_shape());
+  const std::vector<uint32_t> ids = random_tokens(200, shape.vocab);
+  const std::vector<float> found = forward(start(seeing_all.program, 1).get(), ids, 200, shape.vocab);
+  CHECK(distance(found, DenseForward(Model(shape).writer.model()).run(ids)) > 10 * kFloatDistance);
+}
+
+TEST(neither_threads_nor_the_division_into_calls_change_a_bit) {
+  for (const ModelShape& shape : {mixed_shape(), odd_shape(), float_shape()}) {
+    const Model model(shape);
+    const std::vector<uint32_t> ids = random_tokens(170, shape.vocab);
+    const std::vector<float> expected = forward(start(model.program, 1).get(), ids, 170, shape.vocab);
+    for (const uint32_t threads : {1u, 2u, 5u}) {
+      for (const size_t chunk : {size_t(1), size_t(2), size_t(19), size_t(170)}) {
+        const std::vector<float> found = forward(start(model.program, threads).get(), ids, chunk, shape.vocab);
+        CHECK_THAT(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0,
+                   "threads = %u, chunk = %zu", threads, chunk);
+      }
+    }
+  }
+}
+
+TEST(the_logits_have_the_same_bits_on_every_machine) {
+  ModelShape shape = mixed_shape();
+  shape.qk_norm = true;
+  const Model model(shape);
+  const std::vector<float> logits =
+      forward(start(model.program, 2).get(), random_tokens(140, shape.vocab), 100, shape.vocab);
+  const uint32_t digest = crc32(reinterpret_cast<const uint8_t*>(logits.data()), logits.size() * sizeof(float));
+  // From the scalar kernels on x86-64.
+  CHECK_THAT(digest == 0x78b2d86cu, "%08x", digest);
+}
+
+}  // namespace
+}  // namespace edgekit::testing
+
+EDGEKIT_TEST_MAIN
