@@ -8,7 +8,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -25,26 +25,35 @@ _INLINE_BYTES: Final = 4096  # smaller tensors stay in the graph's file
 _ALIGNMENT: Final = 65536
 
 
-def save_model(model: ir.Model, file: Path, *, progress: Progress | None = None) -> None:
+def save_model(
+    model: ir.Model, file: Path, *, shared: Mapping[str, str] | None = None, progress: Progress | None = None
+) -> None:
     """Writes `model` to `file` and its larger tensors to `<file>.data`.
 
-    Lazy tensors are made, written and dropped one by one. Each file appears complete or not at all, the one that
-    refers to the other last: an interrupted save leaves no model.
+    `shared` maps initializers to others with the same bytes, which are stored once. Lazy tensors are made, written and
+    dropped one by one. Each file appears complete or not at all, the one that refers to the other last: an interrupted
+    save leaves no model.
     """
     model = model.clone()
     large = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes >= _INLINE_BYTES]
+    names = {str(value.name) for value, _ in large}
+    same = {name: other for name, other in (shared or {}).items() if name in names and other in names}
+    offsets: dict[str, int] = {}
     total, done = sum(tensor.nbytes for _, tensor in large), 0
     data_file = _data_file(file)
     file.unlink(missing_ok=True)
     with _appearing(data_file) as stream:
         for value, tensor in large:
-            offset = -(-stream.tell() // _ALIGNMENT) * _ALIGNMENT
-            stream.seek(offset)
-            tensor.tofile(stream)
-            assert stream.tell() == offset + tensor.nbytes
-            assert value.name is not None
+            name = str(value.name)
+            first = same.get(name, name)
+            if first not in offsets:
+                offset = -(-stream.tell() // _ALIGNMENT) * _ALIGNMENT
+                stream.seek(offset)
+                tensor.tofile(stream)
+                assert stream.tell() == offset + tensor.nbytes
+                offsets[first] = offset
             value.const_value = ir.ExternalTensor(
-                data_file.name, offset, tensor.nbytes, tensor.dtype, shape=_fixed(tensor), name=value.name
+                data_file.name, offsets[first], tensor.nbytes, tensor.dtype, shape=_fixed(tensor), name=name
             )
             done += tensor.nbytes
             if progress is not None:
