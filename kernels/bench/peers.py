@@ -24,7 +24,7 @@ import numpy as np
 from edgekit.testing import make_checkpoint
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
-CONTEXT = 2048
+CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ def build_bundle(work: Path, name: str, recipe: str) -> Path:
             kv_heads=shape.kv_heads,
             vocab=shape.vocab,
             tied=shape.tied,
+            context=CONTEXT,
             tokenizer=False,
         )
     bundle = work / f"{name}-{recipe.replace(',', '+').replace('=', '-')}"
