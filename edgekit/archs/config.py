@@ -149,11 +149,11 @@ def inverse_frequencies(config: Config, head_dim: int) -> tuple[float, ...]:
             raise Unsupported(
                 f"partial_rotary_factor in {table.name} is not supported", hint="only 1: all of a head is rotated"
             )
-    theta = (rope if rope.has("rope_theta") else config).number("rope_theta", low=0, high=1e15, default=10_000.0)
+    theta = (rope if rope.has("rope_theta") else config).number("rope_theta", low=0.5, high=1e15, default=10_000.0)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(theta) ** exponents
     if scaling == "linear":
-        frequencies /= np.float32(rope.number("factor", low=0, high=1e6))
+        frequencies /= np.float32(rope.number("factor", low=1e-3, high=1e6))
     elif scaling == "llama3":
         frequencies = _llama3(config, rope, frequencies)
     return tuple(float(frequency) for frequency in frequencies)
@@ -161,8 +161,8 @@ def inverse_frequencies(config: Config, head_dim: int) -> tuple[float, ...]:
 
 def _llama3(config: Config, rope: Config, frequencies: Float32) -> Float32:
     """Llama 3.1's scaling: long waves are stretched by `factor`, short ones stay, those between are interpolated."""
-    factor = rope.number("factor", low=0, high=1e6)
-    low, high = (rope.number(f"{end}_freq_factor", low=0, high=1e6) for end in ("low", "high"))
+    factor = rope.number("factor", low=1e-3, high=1e6)
+    low, high = (rope.number(f"{end}_freq_factor", low=1e-3, high=1e6) for end in ("low", "high"))
     if low >= high:
         raise Damaged(f"low_freq_factor in {rope.name} is not below high_freq_factor", hint="Llama 3.1 has 1 and 4")
     default = config.integer("max_position_embeddings", high=MOST_CONTEXT)
