@@ -1,0 +1,61 @@
+// Products with float weights: c = fma(a, w, c) with k rising, so a column is one chain; several tiles or rows at once
+// hide its latency.
+#pragma once
+
+#include "gemm/neon/vectors.h"
+
+namespace edgekit::gemm {
+namespace {
+
+inline float32x4_t load_floats(const float* w) { return vld1q_f32(w); }
+inline float32x4_t load_floats(const uint16_t* w) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(w))); }
+
+// kR rows of a and kT tiles of weights, one after the other.
+template <size_t kR, size_t kT, class Weight>
+inline void multiply_floats(const edgekit_gemm_args& args, const float* a, const Weight* w, float* c) {
+  float32x4_t sum[kR][kT][kFours];
+  for (size_t r = 0; r < kR; r++) {
+    for (size_t t = 0; t < kT; t++) {
+      for (size_t j = 0; j < kFours; j++) sum[r][t][j] = vdupq_n_f32(0);
+    }
+  }
+  for (size_t p = 0; p < args.k; p++, w += kTile) {
+    for (size_t t = 0; t < kT; t++) {
+      for (size_t j = 0; j < kFours; j++) {
+        const float32x4_t weights = load_floats(w + t * args.k * kTile + 4 * j);
+        for (size_t r = 0; r < kR; r++) sum[r][t][j] = vfmaq_n_f32(sum[r][t][j], weights, a[r * args.a_stride + p]);
+      }
+    }
+  }
+  for (size_t r = 0; r < kR; r++) {
+    for (size_t t = 0; t < kT; t++) {
+      for (size_t j = 0; j < kFours; j++) vst1q_f32(c + r * args.c_stride + t * kTile + 4 * j, sum[r][t][j]);
+    }
+  }
+}
+
+// All rows of kT tiles: in pieces of kR, then of half as many, down to 1.
+template <size_t kR, size_t kT, class Weight>
+inline void multiply_float_rows(const edgekit_gemm_args& args, size_t row, const Weight* w, float* c) {
+  const float* a = static_cast<const float*>(args.a);
+  for (; row + kR <= args.m; row += kR) {
+    multiply_floats<kR, kT>(args, a + row * args.a_stride, w, c + row * args.c_stride);
+  }
+  if constexpr (kR > 1) {
+    if (row < args.m) multiply_float_rows<kR / 2, kT>(args, row, w, c);
+  }
+}
+
+// kT tiles at a time, then one.
+template <size_t kR, size_t kT, class Weight>
+inline void multiply_float_tiles(const edgekit_gemm_args& args) {
+  const size_t tile_weights = args.k * kTile;
+  const Weight* w = reinterpret_cast<const Weight*>(args.codes) + args.tile_begin * tile_weights;
+  float* c = args.c;
+  size_t tiles = args.tile_end - args.tile_begin;
+  for (; tiles >= kT; tiles -= kT, w += kT * tile_weights, c += kT * kTile) multiply_float_rows<kR, kT>(args, 0, w, c);
+  for (; tiles > 0; tiles--, w += tile_weights, c += kTile) multiply_float_rows<kR, 1>(args, 0, w, c);
+}
+
+}  // namespace
+}  // namespace edgekit::gemm

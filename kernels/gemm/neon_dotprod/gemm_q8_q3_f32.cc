@@ -1,0 +1,51 @@
+#include "gemm/kernels.h"
+#include "gemm/neon/unpack.h"
+#include "gemm/neon_dotprod/dotprod.h"
+
+namespace edgekit::gemm {
+namespace {
+
+// Fields are masked where they are: bits 0..2 are code + 4, bits 3..5 are 8 * (code + 4), quads 6 and 7 are 32 * code.
+struct Sums {
+  static constexpr size_t kBits = 3;
+  static constexpr bool kHalved = false;
+
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
+    Columns ones = {}, eights = {}, high = {};
+    int32x4_t bias = vdupq_n_s32(0);  // in four parts
+    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+      prefetch_block(codes, block_bytes(kBits));
+      const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
+      bias = vdotq_s32(vdotq_s32(bias, a0, vdupq_n_s8(-4)), a1, quad_biases(-4, -4, 0, 0));
+      for (size_t j = 0; j < kFours; j++) {
+        const uint8x16_t ra = load_codes(codes + 16 * j);
+        const uint8x16_t rb = load_codes(codes + kRow + 16 * j);
+        const uint8x16_t rc = load_codes(codes + 2 * kRow + 16 * j);
+        ones.v[j] = dot<0>(ones.v[j], field(ra, 0x07), a0);
+        eights.v[j] = dot<3>(eights.v[j], field(ra, 0x38), a0);
+        high.v[j] = dot<2>(high.v[j], field(vreinterpretq_u8_s8(quad6(ra, rc)), 0xe0), a1);
+        ones.v[j] = dot<1>(ones.v[j], field(rb, 0x07), a0);
+        eights.v[j] = dot<0>(eights.v[j], field(rb, 0x38), a1);
+        high.v[j] = dot<3>(high.v[j], field(vreinterpretq_u8_s8(quad7(rb, rc)), 0xe0), a1);
+        ones.v[j] = dot<2>(ones.v[j], field(rc, 0x07), a0);
+        eights.v[j] = dot<1>(eights.v[j], field(rc, 0x38), a1);
+      }
+    }
+    const int32x4_t all = vdupq_n_s32(vaddvq_s32(bias));
+    for (size_t j = 0; j < kFours; j++) {
+      const int32x4_t sum = vsraq_n_s32(vaddq_s32(ones.v[j], all), eights.v[j], 3);
+      ones.v[j] = vsraq_n_s32(sum, high.v[j], 5);
+    }
+    return ones;
+  }
+};
+
+}  // namespace
+
+void gemm_q8_q3_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums>(*args); }
+
+void gemm_q8_q3_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
+  neon_dotprod::prefill(*args, {unpack<LevelsQ3>, block_bytes(3), 0, 1.0f});
+}
+
+}  // namespace edgekit::gemm
