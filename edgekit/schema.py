@@ -28,8 +28,10 @@ def _problems(value: object, schema: Mapping[str, Any], defs: Mapping[str, Any],
         yield from _problems(value, defs[schema["$ref"].removeprefix("#/$defs/")], defs, where)
         return
     place = where or "the document"
-    if "type" in schema and not _is(value, schema["type"]):
-        yield f"{place} is not of type {schema['type']}"
+    kinds = schema.get("type", ())
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        yield f"{place} is not of type {' or '.join(kinds)}"
         return
     if "enum" in schema and value not in schema["enum"]:
         yield f"{place} is {value!r}, not one of {', '.join(map(str, schema['enum']))}"

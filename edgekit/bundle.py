@@ -1,0 +1,302 @@
+"""What is shipped: one folder with the program, its runner, the tokenizer, and a manifest of every byte.
+
+A bundle appears whole or not at all: it is written beside its place, brought to the disk, and renamed. The manifest is
+canonical JSON (sorted keys, two spaces, shortest numbers) without times or paths, so equal compiles give equal bytes.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import importlib.resources
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import edgekit
+from edgekit.cache import sync_folder, sync_tree
+from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError, one_of
+from edgekit.schema import problems
+from edgekit.units import Bytes
+
+SCHEMA: Final = 1
+MANIFEST: Final = "manifest.json"
+PROGRAM: Final = "model.edge"
+RUNNER: Final = "edgekit-run"
+TOKENIZER: Final = "tokenizer.json"
+
+_MOST_MANIFEST_BYTES: Final = 16 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_COUNT = {"type": "integer", "minimum": 0}
+_MANIFEST_SCHEMA: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": [
+        "schema", "edgekit", "target", "triple", "engine", "recipe", "made_from", "context", "required_features",
+        "chat_template", "bos", "eos", "bos_id", "eos_ids", "predicted", "coherence", "files",
+    ],
+    "properties": {
+        "schema": {"type": "integer", "enum": [SCHEMA]},
+        "edgekit": _TEXT,
+        "target": _TEXT,
+        "triple": _TEXT,
+        "engine": _TEXT,
+        "recipe": _TEXT,
+        "made_from": _TEXT,
+        "context": {"type": "integer", "minimum": 1},
+        "required_features": {"type": "array", "items": _TEXT},
+        "chat_template": _TEXT_OR_NULL,
+        "bos": _TEXT_OR_NULL,
+        "eos": _TEXT_OR_NULL,
+        "bos_id": {"type": ["integer", "null"], "minimum": 0},
+        "eos_ids": {"type": "array", "items": _COUNT},
+        "predicted": {"type": "object"},
+        "coherence": {"type": "object"},
+        "files": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["bytes", "sha256"],
+                "properties": {"bytes": _COUNT, "sha256": _TEXT},
+            },
+        },
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a bundle as its manifest gives it."""
+
+    bytes: Bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a bundle's manifest says besides its files. `predicted` and `coherence` are figures by name.
+
+    `made_from` is a digest of checkpoint and recipe; `bos` and `eos` are the special tokens' texts, for chat templates.
+    """
+
+    target: str
+    triple: str
+    engine: str
+    recipe: str
+    made_from: str
+    context: int
+    required_features: tuple[str, ...]
+    chat_template: str | None
+    bos: str | None
+    eos: str | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    predicted: Mapping[str, Any]
+    coherence: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle(Contents):
+    """A bundle's folder and its manifest; the files are not checked before `verify_bundle`."""
+
+    path: Path
+    edgekit: str
+    files: Mapping[str, File]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def program(self) -> Path:
+        return self.path / PROGRAM
+
+    @property
+    def runner(self) -> Path:
+        return self.path / RUNNER
+
+
+class Draft:
+    """A bundle being written, in a folder of its own beside the place it will have."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        self.folder = folder
+        self._path = path
+
+    @property
+    def program(self) -> Path:
+        """Where the program file has to be written."""
+        return self.folder / PROGRAM
+
+    @property
+    def runner(self) -> Path:
+        return self.folder / RUNNER
+
+    def add_runner(self, triple: str) -> None:
+        """Copies the runner for `triple` into the bundle."""
+        shutil.copyfile(find_runner(triple), self.runner)
+        self.runner.chmod(0o755)
+
+    def add_tokenizer(self, source: Path) -> None:
+        """Copies the tokenizer.json of the checkpoint into the bundle."""
+        shutil.copyfile(source, self.folder / TOKENIZER)
+
+    def publish(self, contents: Contents) -> Bundle:
+        """Writes the manifest and gives the bundle its place, taking that of an older one in the same moment."""
+        files = {file.name: File(Bytes(file.stat().st_size), _sha256(file)) for file in sorted(self.folder.iterdir())}
+        assert {PROGRAM, RUNNER} <= files.keys() and MANIFEST not in files
+        manifest = {"schema": SCHEMA, "edgekit": edgekit.__version__, **asdict(contents)}
+        manifest["files"] = {name: asdict(file) for name, file in files.items()}
+        (self.folder / MANIFEST).write_bytes(_canonical(manifest))
+        self.folder.chmod(0o755)
+        sync_tree(self.folder)
+        if self._path.exists():
+            _exchange(self.folder, self._path)
+        else:
+            self.folder.rename(self._path)
+        sync_folder(self._path.parent)
+        return open_bundle(self._path)
+
+
+@contextlib.contextmanager
+def draft_bundle(path: Path, *, force: bool = False) -> Iterator[Draft]:
+    """A draft that becomes the bundle `path` when published; without that nothing remains of it.
+
+    Raises:
+        UsageError: `path` exists and is not to be replaced (`force`), or is no bundle.
+    """
+    if path.is_symlink() or path.exists():
+        if path.is_symlink() or not (path / MANIFEST).is_file():
+            raise UsageError(f"{path} exists and is not a bundle", hint="choose another place with -o")
+        if not force:
+            raise UsageError(f"{path} exists", hint="--force replaces it, -o chooses another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield Draft(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_runner(triple: str) -> Path:
+    """The static edgekit-run for `triple`: in the folder EDGEKIT_RUNNERS, or in the installed package.
+
+    Raises:
+        TargetMissing: there is none.
+    """
+    chosen = os.environ.get("EDGEKIT_RUNNERS")
+    folder = Path(chosen) if chosen else Path(str(importlib.resources.files("edgekit"))) / "runners"
+    runner = folder / triple / RUNNER
+    if not runner.is_file():
+        built = sorted(path.parent.name for path in folder.glob(f"*/{RUNNER}"))
+        hint = one_of(built) if built else "install edgekit again, or set EDGEKIT_RUNNERS to a folder of runners"
+        raise TargetMissing(f"there is no edgekit-run for {triple} in {folder}", hint=hint)
+    return runner
+
+
+def open_bundle(path: Path) -> Bundle:
+    """The bundle in the folder `path`. Checks its manifest, not its files.
+
+    Raises:
+        UsageError: `path` is not a bundle.
+        Damaged: the manifest is not what edgekit writes.
+        Unsupported: a manifest of a later version.
+    """
+    file = path / MANIFEST
+    if not path.is_dir() or not file.is_file():
+        raise UsageError(
+            f"{path} is not a bundle", hint=f"give a folder that `edgekit compile` wrote, with a {MANIFEST}"
+        )
+    manifest = _read_manifest(file)
+    files = {name: File(Bytes(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+    for name in files:
+        if not _NAME.fullmatch(name) or name == MANIFEST:
+            raise Damaged(f"{MANIFEST} lists a file with the name {name!r}", hint="compile again")
+    for name in (PROGRAM, RUNNER):
+        if name not in files:
+            raise Damaged(f"{MANIFEST} does not list {name}", hint="compile again")
+    given = {field.name: manifest[field.name] for field in fields(Contents)}
+    given |= {name: tuple(manifest[name]) for name in ("required_features", "eos_ids")}
+    return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Checks that the folder holds the files of the manifest and no others: every size, then every digest.
+
+    Raises:
+        Damaged: a file that is missing, altered, not a plain file, or not in the manifest.
+    """
+    hint = "copy the bundle again, or compile again"
+    for entry in sorted(os.scandir(bundle.path), key=lambda entry: entry.name):
+        if entry.name != MANIFEST and entry.name not in bundle.files:
+            raise Damaged(f"{entry.name} is in the bundle but not in its {MANIFEST}", hint="remove it")
+    for name, file in bundle.files.items():
+        path = bundle.path / name
+        try:
+            found = path.lstat()
+        except OSError as error:
+            raise Damaged(f"{name} of the bundle is missing", hint=hint) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(f"{name} of the bundle is not a plain file", hint=hint)
+        if found.st_size != file.bytes:
+            raise Damaged(
+                f"{name} of the bundle has {found.st_size} bytes and should have {int(file.bytes)}", hint=hint
+            )
+    for name, file in bundle.files.items():
+        if _sha256(bundle.path / name) != file.sha256:
+            raise Damaged(f"{name} of the bundle is not what its {MANIFEST} says", hint=hint)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    if file.is_symlink() or file.stat().st_size > _MOST_MANIFEST_BYTES:
+        raise Damaged(f"{file} is not a plain file of a sensible size", hint="compile again")
+    data = file.read_bytes()
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{file} is not JSON: {error}", hint="compile again") from error
+    version = manifest.get("schema") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise Unsupported(f"{file} has schema {version}, this edgekit reads {SCHEMA}", hint="use a newer edgekit")
+    for problem in problems(manifest, _MANIFEST_SCHEMA):
+        raise Damaged(f"{file}: {problem}", hint="compile again")
+    checked: dict[str, Any] = manifest
+    return checked
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps two folders. At no moment is there none at `old`, if the file system can do that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        paths = os.fsencode(new), os.fsencode(old)
+        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(old))
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent)) / "old"
+    old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside.parent, ignore_errors=True)

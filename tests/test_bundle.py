@@ -1,0 +1,237 @@
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bundle import (
+    Bundle,
+    Contents,
+    Draft,
+    draft_bundle,
+    find_runner,
+    open_bundle,
+    verify_bundle,
+)
+from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported, UsageError
+
+CONTENTS = Contents(
+    target="rpi5",
+    triple="aarch64-linux-musl",
+    engine="native",
+    recipe="q4g128",
+    made_from="ab" * 32,
+    context=256,
+    required_features=("dotprod", "neon"),
+    chat_template=None,
+    bos="<s>",
+    eos="</s>",
+    bos_id=1,
+    eos_ids=(2,),
+    predicted={"decode_tokens_per_second": 12.5, "prefill_tokens_per_second": None},
+    coherence={"kld_mean": 0.01, "verdict": "coherent"},
+)
+
+
+@pytest.fixture(autouse=True)
+def runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "runners"
+    (folder / "aarch64-linux-musl").mkdir(parents=True)
+    (folder / "aarch64-linux-musl" / "edgekit-run").write_bytes(b"\x7fELF runner")
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(folder))
+    return folder
+
+
+def fill(draft: Draft, program: bytes = b"program") -> None:
+    draft.program.write_bytes(program)
+    draft.add_runner("aarch64-linux-musl")
+
+
+def write(path: Path, program: bytes = b"program", *, force: bool = False) -> Bundle:
+    with draft_bundle(path, force=force) as draft:
+        fill(draft, program)
+        (path.parent / "source.json").write_text("{}")
+        draft.add_tokenizer(path.parent / "source.json")
+        return draft.publish(CONTENTS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = write(tmp_path / "out")
+    read = open_bundle(tmp_path / "out")
+    assert read == written
+    assert read.name == "out"
+    assert {name: file.bytes for name, file in read.files.items()} == {
+        "model.edge": 7, "edgekit-run": 11, "tokenizer.json": 2,
+    }  # fmt: skip
+    assert all(getattr(read, name) == value for name, value in asdict(CONTENTS).items())
+    assert os.access(read.runner, os.X_OK)
+    verify_bundle(read)
+
+
+def test_the_digest_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
+    # printf program | sha256sum
+    digest = "1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8"
+    assert write(tmp_path / "out").files["model.edge"].sha256 == digest
+
+
+def test_equal_contents_give_equal_bytes(tmp_path: Path) -> None:
+    assert contents(write(tmp_path / "one").path) == contents(write(tmp_path / "two").path)
+
+
+def test_the_manifest_is_canonical_and_names_no_path(tmp_path: Path) -> None:
+    text = (write(tmp_path / "out").path / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert text == json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    assert str(tmp_path) not in text
+
+
+def test_nothing_remains_of_a_draft_that_fails(tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt), draft_bundle(tmp_path / "out") as draft:
+        fill(draft)
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nothing_remains_of_a_draft_that_is_not_published(tmp_path: Path) -> None:
+    with draft_bundle(tmp_path / "out") as draft:
+        fill(draft)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_is_not_replaced_unless_that_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    with pytest.raises(UsageError, match="out exists") as caught:
+        write(tmp_path / "out", b"other")
+    assert caught.value.hint == "--force replaces it, -o chooses another place"
+    replaced = write(tmp_path / "out", b"another", force=True)
+    assert replaced.program.read_bytes() == b"another"
+    verify_bundle(replaced)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
+
+
+def test_a_replacement_that_fails_leaves_the_old_bundle(tmp_path: Path) -> None:
+    old = contents(write(tmp_path / "out").path)
+    with pytest.raises(RuntimeError), draft_bundle(tmp_path / "out", force=True) as draft:
+        fill(draft, b"new")
+        raise RuntimeError
+    assert contents(tmp_path / "out") == old
+
+
+def test_replacing_works_on_a_file_system_that_cannot_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out")
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    assert write(tmp_path / "out", b"other", force=True).program.read_bytes() == b"other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("mine"), lambda path: path.symlink_to("/")])
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(UsageError, match="exists and is not a bundle"):
+        write(tmp_path / "out", force=True)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a bundle") as caught:
+        open_bundle(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_runner_is_named_with_those_there_are(runners: Path) -> None:
+    with pytest.raises(TargetMissing, match="there is no edgekit-run for x86_64-linux-musl") as caught:
+        find_runner("x86_64-linux-musl")
+    assert caught.value.hint == "one of: aarch64-linux-musl"
+    (runners / "aarch64-linux-musl" / "edgekit-run").unlink()
+    with pytest.raises(TargetMissing) as caught:
+        find_runner("aarch64-linux-musl")
+    assert "install edgekit again" in caught.value.hint
+
+
+def damage(path: Path, name: str, data: bytes) -> None:
+    (path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda path: damage(path, "model.edge", b"Program"),
+            "model.edge of the bundle is not what its manifest.json says",
+        ),
+        (lambda path: damage(path, "model.edge", b"progra"), "model.edge of the bundle has 6 bytes and should have 7"),
+        (lambda path: (path / "edgekit-run").unlink(), "edgekit-run of the bundle is missing"),
+        (lambda path: damage(path, "more", b""), "more is in the bundle but not in its manifest.json"),
+        (lambda path: (path / "folder").mkdir(), "folder is in the bundle but not in its manifest.json"),
+        (
+            lambda path: ((path / "tokenizer.json").unlink(), (path / "tokenizer.json").symlink_to("../source.json")),
+            "tokenizer.json of the bundle is not a plain file",
+        ),
+    ],
+)  # fmt: skip
+def test_every_kind_of_damage_is_found_and_named(tmp_path: Path, act: Callable[[Path], Any], message: str) -> None:
+    bundle = write(tmp_path / "out")
+    act(bundle.path)
+    with pytest.raises(Damaged) as caught:
+        verify_bundle(bundle)
+    assert caught.value.message == message
+    assert caught.value.exit_code == 7
+
+
+def test_sizes_are_checked_before_any_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write(tmp_path / "out")
+    damage(bundle.path, "tokenizer.json", b"longer")
+    monkeypatch.setattr("edgekit.bundle._sha256", lambda path: pytest.fail(f"{path.name} was read"))
+    with pytest.raises(Damaged, match=r"tokenizer\.json of the bundle has 6 bytes"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"context": 0}, Damaged, "context is 0, less than 1"),
+        ({"context": "256"}, Damaged, "context is not of type integer"),
+        ({"bos": 3}, Damaged, "bos is not of type string or null"),
+        ({"surprise": 1}, Damaged, "surprise is unknown"),
+        ({"schema": 2}, Unsupported, "has schema 2, this edgekit reads 1"),
+        ({"schema": 0}, Damaged, "schema is 0, not one of 1"),
+        ({"files": {}}, Damaged, "manifest.json does not list model.edge"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "a"}}}, Damaged, "lists a file with the name '../x'"),
+        ({"files": {"a/b": {"bytes": 1, "sha256": "a"}}}, Damaged, "lists a file with the name 'a/b'"),
+        ({"files": {"manifest.json": {"bytes": 1, "sha256": "a"}}}, Damaged, "the name 'manifest.json'"),
+        ({"files": {"x": {"bytes": -1, "sha256": "a"}}}, Damaged, "files.x.bytes is -1, less than 0"),
+    ],
+)
+def test_a_lying_manifest_is_refused(
+    tmp_path: Path, change: dict[str, Any], error: type[EdgekitError], message: str
+) -> None:
+    path = write(tmp_path / "out").path
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(error) as caught:
+        open_bundle(path)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\0"])
+def test_a_manifest_that_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "out").path
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(Damaged):
+        open_bundle(path)
+
+
+def test_every_cut_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "out").path
+    data = (path / "manifest.json").read_bytes()
+    for length in range(0, len(data) - 2, 7):
+        (path / "manifest.json").write_bytes(data[:length])
+        with pytest.raises(Damaged):
+            open_bundle(path)
