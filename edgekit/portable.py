@@ -1,10 +1,12 @@
 """A quantized graph as standard ONNX, which any ONNX runtime can execute and stock ONNX Runtime executes fast.
 
 A matrix is DequantizeLinear, blocked along k, before its MatMul: ONNX Runtime fuses the two to MatMulNBits. Codes lie
-as (k, n) in the smallest of INT2, INT4 and INT8 that holds them and in which a row fills whole bytes; INT2 rows that do
-not make ONNX Runtime 1.32 compute wrong products. 3-bit codes take INT4, and the half steps of 2-bit codes are the odd
-INT4 values -3, -1, 1, 3 with half the scale, which is exact. Scales are bf16, widened by a Cast that is folded when the
-model is loaded.
+as (k, n) in INT4, or in INT8 if they need it or n is odd. The half steps of q2 are the odd values -3, -1, 1, 3 with
+half the scale, which is exact. Scales are bf16, widened by a Cast that is folded when the model is loaded.
+
+INT2 would halve q2 and t2, but needs opset 25, of which ONNX Runtime 1.32 has no kernel for Attention and Swish: decode
+takes twice as long (135 M parameters: 12 ms a token instead of 6), and rows of INT2 that do not fill whole bytes give
+wrong products there.
 
 The embedding dequantizes the rows it looks up and no others: it gathers bytes of codes, takes its code out of each by
 shifting, and multiplies by the gathered scales. A tied head and the embedding are the same bytes in the file, once as
@@ -24,15 +26,10 @@ import onnx_ir.passes.common
 
 from edgekit.onnx_files import Progress, save_model
 from edgekit.quantize import QuantGraph, QuantTensor
-from edgekit.scheme import Scheme
 
 UInt8 = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[Any]
 
-_TYPES: Final = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
-# Bits that hold a format's codes; 2-bit codes double to odd numbers up to 3.
-_BITS: Final = {"q8": 8, "q4": 4, "q3": 4, "q2": 4, "t2": 2}
-_INT2_OPSET: Final = 25
 _ROWS_AT_ONCE: Final = 256  # of codes packed; a multiple of the codes in a byte
 
 
@@ -46,6 +43,10 @@ class _Stored:
     @property
     def per_byte(self) -> int:
         return 8 // self.bits
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType.INT4 if self.bits == 4 else ir.DataType.INT8
 
     @property
     def halves(self) -> bool:
@@ -93,8 +94,6 @@ class _Portable:
             elif not tensor.scheme.is_float:
                 self.store_codes(value, tensor)
         onnx_ir.passes.common.RemoveUnusedNodesPass()(self.model)
-        if any(value.dtype == ir.DataType.INT2 for value in self.graph.initializers.values()):
-            self.raise_opset()
 
     def store_halves(self, value: ir.Value, tensor: QuantTensor) -> None:
         """Float16 values, widened where they are read."""
@@ -115,7 +114,7 @@ class _Portable:
     def store_codes(self, value: ir.Value, tensor: QuantTensor) -> None:
         """Codes and scales, dequantized where they are read."""
         n, k = tensor.shape
-        stored = _Stored(tensor, _bits(tensor.scheme, n))
+        stored = _Stored(tensor, 8 if tensor.scheme.bits == 8 or n % 2 else 4)
         size = (tensor.scheme.groups(k), n)
         scales = self.initializer(f"{value.name}.scales", size, ir.DataType.BFLOAT16, stored.scales)
         for node, index in list(value.uses()):
@@ -129,7 +128,7 @@ class _Portable:
     def dequantize(self, node: ir.Node, stored: _Stored, scales: ir.Value) -> ir.Value:
         """The matrix (k, n) in float32, made before `node`."""
         n, k = stored.tensor.shape
-        codes = self.initializer(f"{stored.tensor.name}.codes", (k, n), _TYPES[stored.bits], stored.codes)
+        codes = self.initializer(f"{stored.tensor.name}.codes", (k, n), stored.dtype, stored.codes)
         wide = self.node(node, "Cast", [scales], "scales", to=ir.DataType.FLOAT)
         group = stored.tensor.scheme.group
         return self.node(node, "DequantizeLinear", [codes, wide], "dequantized", axis=0, block_size=group)
@@ -176,14 +175,6 @@ class _Portable:
         wide = self.node(node, "Cast", [biased], "biased.float", to=ir.DataType.FLOAT)
         return self.node(node, "Sub", [wide, self.constant(np.float32(2 ** (bits - 1)))], "codes")
 
-    def raise_opset(self) -> None:
-        """INT2 needs opset 25, where ONNX Runtime 1.32 executes everything but Swish."""
-        for node in [node for node in self.graph if node.op_type == "Swish"]:
-            sigmoid = self.node(node, "Sigmoid", [node.inputs[0]], "sigmoid")
-            self.replace(node, self.node(node, "Mul", [node.inputs[0], sigmoid], "product"))
-        onnx_ir.passes.common.RemoveUnusedNodesPass()(self.model)
-        self.graph.opset_imports[""] = _INT2_OPSET
-
     def initializer(
         self, name: str, shape: tuple[int, ...], dtype: ir.DataType, make: Callable[[], Tensor]
     ) -> ir.Value:
@@ -223,11 +214,3 @@ class _Portable:
         """Reads of `node`'s result become reads of `by`, which takes its shape."""
         by.shape, by.type = node.outputs[0].shape, node.outputs[0].type
         ir.convenience.replace_all_uses_with(node.outputs[0], by, replace_graph_outputs=True)
-
-
-def _bits(scheme: Scheme, n: int) -> int:
-    """Bits of a code in the file: as few as hold it and let rows of n codes end with a byte."""
-    bits = _BITS[scheme.format]
-    while n % (8 // bits):
-        bits *= 2
-    return bits
