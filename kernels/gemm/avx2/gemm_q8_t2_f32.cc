@@ -1,0 +1,12 @@
+#include "gemm/avx2/short_multiply.h"
+#include "gemm/kernels.h"
+
+namespace edgekit::gemm {
+
+void gemm_q8_t2_f32_1x16x32_avx2(const edgekit_gemm_args* args) { decode<Sums<BytesT2, false>>(*args); }
+
+void gemm_q8_t2_f32_4x16x32_avx2(const edgekit_gemm_args* args) {
+  avx2::prefill_narrow(*args, {unpack<BytesT2>, block_bytes(2), BytesT2::kBias, 1.0f});
+}
+
+}  // namespace edgekit::gemm

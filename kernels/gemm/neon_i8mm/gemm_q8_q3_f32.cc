@@ -1,0 +1,10 @@
+#include "gemm/kernels.h"
+#include "gemm/neon_i8mm/i8mm.h"
+
+namespace edgekit::gemm {
+
+void gemm_q8_q3_f32_4x16x32_neon_i8mm(const edgekit_gemm_args* args) {
+  neon_i8mm::prefill(*args, {unpack_pairs<LevelsQ3>, block_bytes(3), 0, 1.0f});
+}
+
+}  // namespace edgekit::gemm
