@@ -105,6 +105,11 @@ def known_features() -> dict[str, Feature]:
     }
 
 
+def feature_words(bits: int) -> tuple[str, ...]:
+    """The names of the features that are set in `bits` of edgekit/cpu.h, in alphabetical order."""
+    return tuple(sorted(name for name, feature in known_features().items() if bits >> feature.bit & 1))
+
+
 def find_isa(word: str) -> Isa:
     """The ISA of that word, one of the kernel names' grammar."""
     return known_isas()[_isa_index(word)]

@@ -12,13 +12,12 @@ from operator import or_
 import onnx_ir as ir
 
 from edgekit.archs import Decoder
-from edgekit.buffers import ALIGN_BYTES, Buffer, Life, place
+from edgekit.buffers import Buffer, Life, place
 from edgekit.choose import Choice, choose
-from edgekit.cost import Cost, GemmShape, Machine, attention_cost, tokens_per_second
+from edgekit.cost import Cost, GemmShape, Machine, attention_cost, step_seconds, tokens_per_second
 from edgekit.errors import DoesNotFit
-from edgekit.kernels import TILE, Kernel, catalogue, code_bytes, scale_bytes
-from edgekit.passes import packed
-from edgekit.scheme import Scheme
+from edgekit.kernels import TILE, Kernel, catalogue
+from edgekit.layout import PlannedTensor, end_of, lay_out
 from edgekit.target import Target
 from edgekit.units import Bytes, Seconds
 
@@ -28,28 +27,9 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_ROWS = 128
 # Positions in the cache for which decoding is predicted: a short text, as in `bench -n 128`.
 PREDICTED_POSITIONS = 128
+# The runner's own memory: code, stacks, tokenizer tables, quantized activations.
+RUNNER_BYTES = Bytes(8 << 20)
 _MOST_ARENA = 0xFFFFFFFF  # Config.arena_bytes is 32 bits
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """A tensor of the program file. Offsets count from the start of the weights.
-
-    A vector has n = 1 and is stored as it is; a matrix (n, k) in tiles of 16 rows, codes and scales apart. `sources`
-    are the checkpoint tensors it is joined from, by "rows" or "tiles" (passes/weights.py); none for inv_freq.
-    """
-
-    name: str
-    scheme: Scheme
-    is_vector: bool
-    n: int
-    k: int
-    codes_offset: int
-    codes_bytes: Bytes
-    scales_offset: int
-    scales_bytes: Bytes
-    sources: tuple[str, ...]
-    join: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +82,16 @@ class Plan:
     arena_bytes: Bytes
     kv_bytes: Bytes
     weights_bytes: Bytes
+    overhead_bytes: Bytes
     bytes_per_token: Bytes
     decode_seconds: Seconds | None
     prefill_seconds: Seconds | None
     notes: tuple[str, ...]
+
+    @property
+    def device_bytes(self) -> Bytes:
+        """Memory that the program takes on the target with a full KV cache, its runner included."""
+        return Bytes(self.weights_bytes + self.kv_bytes + self.arena_bytes + self.overhead_bytes)
 
     @property
     def decode_tokens_per_second(self) -> float | None:
@@ -142,16 +128,17 @@ def make_plan(
         DoesNotFit: activations of more than 4 GiB.
     """
     nodes = list(lowered.graph)
-    tensors, index = _lay_out(list(lowered.graph.initializers.values()))
-    weights_bytes, kv = Bytes(_end(tensors[-1])), kv_bytes(decoder, context)
+    tensors, index = lay_out(list(lowered.graph.initializers.values()))
+    weights_bytes, kv = Bytes(end_of(tensors[-1])), kv_bytes(decoder, context)
     resident = weights_bytes + kv <= target.shared_cache_bytes
     planner = _Planner(tensors, index, catalogue() if kernels is None else kernels, max_rows)
     prefilling = Machine(target, target.worker_count, resident)
-    candidates = [
-        planner.operators(nodes, Machine(target, threads, resident), prefilling) for threads in _decode_threads(target)
-    ]
-    fastest = min(range(len(candidates)), key=lambda at: _total(candidates[at], "decode") or 0.0)
-    operators = candidates[fastest]
+    candidates = {
+        decoding: planner.operators(nodes, decoding, prefilling)
+        for decoding in (Machine(target, threads, resident) for threads in _decode_threads(target))
+    }
+    decoding = min(candidates, key=lambda machine: _total(candidates[machine], "decode", machine) or 0.0)
+    operators = candidates[decoding]
     lives, places = _lives(nodes)
     placed, arena = place(lives, max_rows)
     buffers = tuple(dict.fromkeys(placed))
@@ -163,13 +150,12 @@ def make_plan(
         for product in operator.products
         for choice in (product.decode, product.prefill)
     }
-    decode_threads = _decode_threads(target)[fastest]
     return Plan(
         target=target.name,
         isa=target.best_isa,
         context=context,
         max_rows=max_rows,
-        decode_threads=decode_threads,
+        decode_threads=decoding.threads,
         prefill_threads=prefilling.threads,
         operators=tuple(
             replace(operator, input=_buffer(read, placed, buffers), output=_buffer(written, placed, buffers))
@@ -182,10 +168,12 @@ def make_plan(
         arena_bytes=arena,
         kv_bytes=kv,
         weights_bytes=weights_bytes,
+        # Logits of one token, in float, and their sorted indices while sampling.
+        overhead_bytes=Bytes(RUNNER_BYTES + 8 * decoder.vocab),
         bytes_per_token=_bytes_per_token(operators, tensors),
-        decode_seconds=_total(operators, "decode"),
-        prefill_seconds=_total(operators, "prefill"),
-        notes=_notes(target, decode_threads, resident=resident),
+        decode_seconds=_total(operators, "decode", decoding),
+        prefill_seconds=_total(operators, "prefill", prefilling),
+        notes=_notes(target, decoding.threads, resident=resident),
     )
 
 
@@ -255,42 +243,6 @@ class _Planner:
                 prefill = self.choose(tensor.scheme, many, prefilling)
                 made.append(Product(self.index[weight], self.tensor(bias), decode, prefill))
         return tuple(made)
-
-
-def _lay_out(values: Sequence[ir.Value]) -> tuple[tuple[PlannedTensor, ...], dict[ir.Value, int]]:
-    """The tensors one behind the other in the order of first use, and the index of each value."""
-    tensors: list[PlannedTensor] = []
-    for value in values:
-        made = packed(value)
-        is_vector = len(made.shape) == 1
-        n, k = (1, *made.shape)[-2:]
-        codes = Bytes(4 * k) if is_vector else code_bytes(made.scheme, n, k)
-        scales = Bytes(0) if is_vector else scale_bytes(made.scheme, n, k)
-        codes_offset = _aligned(_end(tensors[-1])) if tensors else 0
-        tensors.append(
-            PlannedTensor(
-                name=str(value.name),
-                scheme=made.scheme,
-                is_vector=is_vector,
-                n=n,
-                k=k,
-                codes_offset=codes_offset,
-                codes_bytes=codes,
-                scales_offset=_aligned(codes_offset + codes),
-                scales_bytes=scales,
-                sources=made.sources,
-                join=made.join,
-            )
-        )
-    return tuple(tensors), {value: at for at, value in enumerate(values)}
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGN_BYTES) * ALIGN_BYTES
-
-
-def _end(tensor: PlannedTensor) -> int:
-    return tensor.scales_offset + tensor.scales_bytes
 
 
 def _lives(nodes: Sequence[ir.Node]) -> tuple[list[Life], list[tuple[int | None, int | None]]]:
@@ -369,11 +321,12 @@ def _costs(operator: PlannedOperator, phase: str) -> list[Cost]:
     return [cost for cost in [*own, *products] if cost is not None]
 
 
-def _total(operators: Sequence[PlannedOperator], phase: str) -> Seconds | None:
+def _total(operators: Sequence[PlannedOperator], phase: str, machine: Machine) -> Seconds | None:
     """Time of one token ("decode") or of `max_rows` tokens ("prefill"); None if that of a part is not known."""
     parts = [cost.seconds for operator in operators for cost in _costs(operator, phase)]
     known = [part for part in parts if part is not None]
-    return Seconds(sum(known)) if len(known) == len(parts) else None
+    steps = len(operators) * step_seconds(machine)
+    return Seconds(sum(known) + steps) if len(known) == len(parts) else None
 
 
 def _bytes_per_token(operators: Sequence[PlannedOperator], tensors: Sequence[PlannedTensor]) -> Bytes:

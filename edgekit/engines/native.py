@@ -17,7 +17,8 @@ import numpy.typing as npt
 from edgekit.archs import Decoder
 from edgekit.errors import DoesNotFit
 from edgekit.kernels import FORMATS, TILE, pack_codes, pack_scales
-from edgekit.plan import Plan, PlannedOperator, PlannedTensor
+from edgekit.layout import PlannedTensor
+from edgekit.plan import Plan, PlannedOperator
 from edgekit.quantize import QuantGraph
 
 Array = npt.NDArray[Any]
