@@ -6,7 +6,9 @@ It is kept under $EDGEKIT_CACHE_BYTES (20 GiB where unset): stages not used for 
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import importlib.resources
 import json
 import os
 import shutil
@@ -63,6 +65,13 @@ class Cache:
             sync_folder(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the cache's disk that is gone after the block."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=self.root) as folder:
+            yield Path(folder)
 
     def make_room(self) -> None:
         """Removes the stages not used for longest until the rest fits the limit, unless a compile is using them."""
@@ -123,3 +132,14 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the installed package's own code: stages made by another edgekit are not found again."""
+    package = Path(str(importlib.resources.files("edgekit")))
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in ("*.py", "*.so") for path in package.rglob(pattern)):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{content}  {path.relative_to(package)}\n".encode())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ _REFUSALS: dict[int, type[EdgekitError]] = {
     kind.exit_code: kind
     for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
 }
+_PROGRAM, _MODEL = "edgekit-run", "model.edge"
 _TIMES = ("latency", "bandwidth")
 
 
@@ -128,26 +129,24 @@ class BenchRow:
 
 
 class Runner:
-    """A verified bundle on a device, ready to run."""
+    """A program on a device, ready to be run by the device's edgekit-run."""
 
-    def __init__(self, bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TIMEOUT) -> None:
-        """Checks every byte of the bundle, and that the device can run its program.
+    def __init__(self, device: Device, *, program: Path, model: Path, timeout: Seconds = DEFAULT_TIMEOUT) -> None:
+        """Puts the static `program` and the `model` (a program file) on the device.
 
         Raises:
-            Damaged: a file of the bundle is not what the manifest says.
-            DeviceUnavailable: the bundle's program is for another machine.
+            DeviceUnavailable: the program is for another machine.
         """
-        verify_bundle(bundle)
-        self.bundle = bundle
         self.device = device
         self.timeout = timeout
-        made_for = elf_machine(bundle.path / "edgekit-run")
-        if made_for != device.transport.machine:
+        made_for, runs = elf_machine(program), device.transport.machine
+        if made_for != runs:
             raise DeviceUnavailable(
-                f"the bundle is for {made_for}, the device '{device.name}' runs {device.transport.machine}",
-                hint=f"--device qemu:{bundle.target}, or compile for a target of this machine",
+                f"the bundle is for {made_for}, the device '{device.name}' runs {runs}",
+                hint="--device qemu:TARGET emulates an Arm target; or compile with --target host",
             )
-        device.transport.put(bundle.path, "bundle")
+        device.transport.put(program, _PROGRAM)
+        device.transport.put(model, _MODEL)
 
     def generate(
         self,
@@ -224,9 +223,7 @@ class Runner:
         return found.reshape(len(ids), vocab)
 
     def _run(self, command: str, *argv: str, on_stdout: Callable[[bytes], None] | None = None) -> Completed:
-        done = self.device.transport.run(
-            ["bundle/edgekit-run", command, "bundle/model.edge", *argv], timeout=self.timeout, on_stdout=on_stdout
-        )
+        done = self.device.transport.run([_PROGRAM, command, _MODEL, *argv], timeout=self.timeout, on_stdout=on_stdout)
         if done.returncode != 0:
             raise refusal(done)
         return done
@@ -237,16 +234,10 @@ class Runner:
             return _parse((Path(folder) / "report").read_bytes())
 
     def _row(self, row: object) -> BenchRow:
-        try:
-            assert isinstance(row, dict)
-            samples = tuple(float(sample) for sample in row["samples"])
-            found = BenchRow(
-                printable(str(row["test"])), int(row["threads"]), int(row["depth"]), int(row["tokens"]), samples
-            )
-            assert samples and found.tokens > 0 and all(0 < sample < math.inf for sample in samples)
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise DeviceUnavailable("the device's report of bench has a malformed row") from error
-        return replace(found, samples_seconds=None) if self.device.transport.emulated else found
+        if not isinstance(row, dict) or not _is_row(row):
+            raise DeviceUnavailable("the device's report of bench has a malformed row")
+        samples = None if self.device.transport.emulated else tuple(map(float, row["samples"]))
+        return BenchRow(printable(row["test"]), row["threads"], row["depth"], row["tokens"], samples)
 
     def _measurement(self, report: Mapping[str, Any]) -> Measurement:
         parts = {name: _table(report, name) for name in ("latency", "memory", "bandwidth", "coherence", "device")}
@@ -258,6 +249,17 @@ class Runner:
             warnings = [text for text in warnings if "emulat" not in text] + [EMULATED]
         parts["device"] = {"name": self.device.name, **parts["device"], "emulated": self.device.transport.emulated}
         return Measurement(**parts, warnings=tuple(warnings))
+
+
+def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TIMEOUT) -> Runner:
+    """The bundle on the device, after every byte of it was checked.
+
+    Raises:
+        Damaged: a file of the bundle is not what the manifest says.
+        DeviceUnavailable: the bundle is for another machine.
+    """
+    verify_bundle(bundle)
+    return Runner(device, program=bundle.path / _PROGRAM, model=bundle.path / _MODEL, timeout=timeout)
 
 
 def refusal(done: Completed) -> EdgekitError:
@@ -303,6 +305,22 @@ def _parse(data: bytes) -> dict[str, Any]:
     return report
 
 
+def _is_row(row: Mapping[str, Any]) -> bool:
+    samples = row.get("samples")
+    return (
+        isinstance(row.get("test"), str)
+        and all(_is_count(row.get(name)) for name in ("threads", "depth", "tokens"))
+        and row["tokens"] > 0
+        and isinstance(samples, list)
+        and bool(samples)
+        and all(isinstance(sample, int | float) and 0 < sample < math.inf for sample in samples)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word} is not a number")
 
@@ -316,7 +334,7 @@ def _table(report: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _token_list(report: Mapping[str, Any], name: str) -> tuple[int, ...]:
     tokens = report.get(name)
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
         raise DeviceUnavailable(f"'{name}' in the device's report is not a list of tokens")
     return tuple(tokens)
 

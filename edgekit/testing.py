@@ -1,15 +1,20 @@
-"""What tests need: small random checkpoints that are valid in every respect."""
+"""What tests need: small random checkpoints that are valid in every respect, a device that replays a recorded run."""
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.archs import find_decoder
+from edgekit.device import Device
+from edgekit.transports import Completed, checked_remote
+from edgekit.units import Bytes, Seconds
 
 _ARCHITECTURES: Final = {
     "llama": "LlamaForCausalLM",
@@ -168,3 +173,70 @@ def _byte_characters() -> list[str]:
 
 def _write_json(file: Path, table: Mapping[str, object]) -> None:
     file.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a recorded device answers to one command, and the files it leaves."""
+
+    command: str
+    stdout: bytes = b""
+    stderr: bytes = b""
+    returncode: int = 0
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class FakeTransport:
+    """Replays replies in their order, and keeps what it was asked: `calls` and `put_files`."""
+
+    def __init__(self, replies: Sequence[Reply], *, machine: str, emulated: bool) -> None:
+        self.machine = machine
+        self.emulated = emulated
+        self.calls: list[list[str]] = []
+        self.put_files: dict[str, bytes] = {}
+        self._replies = list(replies)
+        self._files: dict[str, bytes] = {}
+
+    def put(self, local: Path, remote: str) -> None:
+        self.put_files[str(checked_remote(remote))] = local.read_bytes()
+
+    def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
+        content = self._files[remote]
+        assert len(content) <= limit
+        local.write_bytes(content)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: Seconds,
+        stdin: bytes = b"",
+        on_stdout: Callable[[bytes], None] | None = None,
+    ) -> Completed:
+        self.calls.append(list(argv))
+        reply = self._replies.pop(0)
+        assert argv[1] == reply.command, f"{argv[1]} was run, the record goes on with {reply.command}"
+        self._files |= reply.files
+        if on_stdout is not None:
+            # One byte at a time, as a slow device may send it: characters arrive in pieces.
+            for byte in reply.stdout:
+                on_stdout(bytes([byte]))
+        return Completed(reply.returncode, reply.stdout, reply.stderr, Seconds(0))
+
+    def sensors(self) -> dict[str, float]:
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert kind is not None or not self._replies, f"{self._replies[0].command} was never run"
+
+
+class FakeDevice(Device):
+    """A device that replays a recorded run, for tests without hardware."""
+
+    def __init__(self, replies: Sequence[Reply], *, machine: str = "x86_64", emulated: bool = False) -> None:
+        super().__init__("fake", FakeTransport(replies, machine=machine, emulated=emulated))

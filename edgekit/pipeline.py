@@ -1,0 +1,293 @@
+"""From a checkpoint to a bundle that has been tried: the whole flow, in order, on one screen.
+
+Stages that take long (reference, probe, quantize) are kept in the cache, so a compile that was interrupted goes on
+where it was.
+"""
+
+import hashlib
+import importlib.resources
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgekit.bundle import Bundle, Contents, Draft, draft_bundle
+from edgekit.cache import Cache, code_digest
+from edgekit.checkpoint import Checkpoint, open_checkpoint
+from edgekit.coherence import PROBE_WINDOW, Tokens, make_probe
+from edgekit.cores import known_features
+from edgekit.cost import measured
+from edgekit.engines.native import Extras, write_program
+from edgekit.errors import DoesNotFit, Unsupported, UsageError
+from edgekit.graph import Session, build_graph, save_graph
+from edgekit.measure import Measurement
+from edgekit.passes import lower
+from edgekit.plan import Plan, default_context, make_plan
+from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
+from edgekit.scheme import Recipe
+from edgekit.selftest import Agreement, Program, try_program
+from edgekit.target import HOST, Target, load_target
+from edgekit.tokenizer import pack_tokenizer
+from edgekit.units import Bytes
+
+Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
+
+# Measured: what Python, ONNX Runtime and the kernels take before a model is opened.
+_BASE_MEMORY = Bytes(450 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be compiled, for what, and where to. `probe_text` None is edgekit's own."""
+
+    model: Path
+    target: str
+    recipe: Recipe
+    output: Path
+    context: int | None = None
+    probe_text: str | None = None
+    force: bool = False
+    most_memory: Bytes | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a compile will make, known from the checkpoint's headers alone. `predicted` is the plan with rates."""
+
+    checkpoint: Checkpoint
+    quant: QuantGraph
+    target: Target
+    plan: Plan
+    predicted: Plan
+
+    @property
+    def device_bytes(self) -> Bytes:
+        """Memory that the model takes on the target: weights, KV cache of the whole context, activations."""
+        return Bytes(self.plan.weights_bytes + self.plan.kv_bytes + self.plan.arena_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """True if the target has that much memory."""
+        return self.device_bytes <= self.target.memory
+
+    @property
+    def compile_bytes(self) -> Bytes:
+        """Memory that compiling takes here, weights that are mapped from files not counted."""
+        decoder = self.checkpoint.decoder
+        largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
+        # A matrix in float32 and its transpose; logits of a window in float32, three at once; a cache in float32.
+        logits = 3 * 4 * PROBE_WINDOW * decoder.vocab
+        return Bytes(_BASE_MEMORY + 2 * 4 * largest + logits + 2 * self.plan.kv_bytes + 2 * self.plan.weights_bytes)
+
+    @property
+    def disk_bytes(self) -> Bytes:
+        """Space that compiling takes in the cache: weights in float32, and as codes of a byte each, twice."""
+        return Bytes(6 * self.checkpoint.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A bundle, how well it agrees with the quantized graph, and how coherent it is."""
+
+    bundle: Bundle
+    plan: Plan
+    agreement: Agreement
+    measurement: Measurement
+
+
+def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[[Forecast], None]) -> Outcome:
+    """Compiles what was ordered. The bundle appears only if it ran, and its logits were those of the quantized graph.
+
+    `on_forecast` is told what will be made and what that takes, before anything that takes long.
+
+    Raises:
+        DoesNotFit: the model is too large for the target, or compiling it for this machine.
+        GateFailed: the bundle computes something else than the graph.
+        Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
+    """
+    with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
+        found = forecast(order.model, order.target, order.recipe, context=order.context)
+        on_forecast(found)
+        check_fit(found, order.most_memory, cache.root)
+        draft.add_runner(found.target.triple)
+        ids = probe_ids(found.checkpoint, order.probe_text)
+        probe = _probe(found, ids, cache, progress)
+        quant = _quantize(found, order.recipe, cache, progress)
+        _write(draft, found, quant, probe, progress)
+        program = Program(draft.program, draft.runner)
+        agreement, measurement = try_program(program, quant, found.target, ids, cache=cache, progress=progress)
+        bundle = draft.publish(_contents(found, measurement))
+    return Outcome(bundle, found.predicted, agreement, measurement)
+
+
+def embedded_model() -> Path:
+    """The checkpoint that comes with edgekit."""
+    return _package() / "models" / "tales"
+
+
+def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None) -> Forecast:
+    """What compiling `model` would make. Reads no weights.
+
+    The plan asks nothing of this machine, so it is the same whenever it is made; only `predicted` has the memory rate
+    of this machine, measured now, if the target is the host.
+    """
+    checkpoint = open_checkpoint(model)
+    target = load_target(target_name)
+    positions = default_context(checkpoint.decoder) if context is None else context
+    quant = assign(build_graph(checkpoint, context=positions), recipe)
+    lowered = lower(quant)
+    plan = make_plan(lowered, checkpoint.decoder, target, context=positions)
+    predicted = plan
+    if target_name == HOST:
+        predicted = make_plan(lowered, checkpoint.decoder, measured(target), context=positions)
+    return Forecast(checkpoint, quant, target, plan, predicted)
+
+
+def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path) -> None:
+    """Nothing, if the model fits its target and this machine can compile it.
+
+    Raises:
+        DoesNotFit: it does not.
+    """
+    if not found.fits:
+        raise DoesNotFit(
+            f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
+            hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
+        )
+    if most_memory is not None and found.compile_bytes > most_memory:
+        raise DoesNotFit(
+            f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
+            hint="a --context that is shorter takes less",
+        )
+    cache_root.mkdir(parents=True, exist_ok=True)
+    free = Bytes(shutil.disk_usage(cache_root).free)
+    if found.disk_bytes > free:
+        raise DoesNotFit(
+            f"compiling takes {found.disk_bytes} in {cache_root} and {free} are free",
+            hint="free some, or set EDGEKIT_CACHE to a folder with more",
+        )
+
+
+def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
+    """The probe's text in the checkpoint's tokens, nothing put before it.
+
+    Raises:
+        Unsupported: the checkpoint has no tokenizer.
+        UsageError: the text is too short to predict anything.
+    """
+    if text is None:
+        text = (_package() / "probe.txt").read_text("utf-8")
+    ids = tokens_of(checkpoint, text)
+    if len(ids) < 2:
+        raise UsageError(f"the probe text has {len(ids)} tokens, too few to predict one", hint="give a longer text")
+    return ids
+
+
+def tokens_of(checkpoint: Checkpoint, text: str, *, special: bool = False) -> Tokens:
+    """`text` in tokens; `special` adds what the tokenizer puts around a text.
+
+    Raises:
+        Unsupported: the checkpoint has no tokenizer.
+    """
+    if checkpoint.tokenizer_file is None:
+        raise Unsupported(
+            f"{checkpoint.path} holds no tokenizer.json", hint="save it with transformers' fast tokenizer"
+        )
+    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    return np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.uint32)
+
+
+def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progress: Progress) -> Session:
+    """The checkpoint's float32 graph, ready to run; its weights are written to the cache once."""
+    key = {"code": code_digest(), "checkpoint": checkpoint.digest, "context": str(context)}
+    found = cache.find("reference", key)
+    if found is None:
+        with cache.fill("reference", key) as folder:
+            graph = build_graph(checkpoint, context=context)
+            save_graph(graph, folder, progress=_part(progress, "reference: write weights in float32"))
+        found = cache.find("reference", key)
+        assert found is not None
+    return Session(found / "model.onnx")
+
+
+def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> bytes:
+    """The probe section, from the float graph."""
+    checkpoint, context = found.checkpoint, min(found.plan.context, PROBE_WINDOW)
+    text = hashlib.sha256(ids.tobytes()).hexdigest()
+    key = {"code": code_digest(), "checkpoint": checkpoint.digest, "context": str(context), "text": text}
+    done = cache.find("probe", key)
+    if done is None:
+        with (
+            open_reference(checkpoint, context=context, cache=cache, progress=progress) as session,
+            cache.fill("probe", key) as folder,
+        ):
+            report = _part(progress, "probe: run the float32 reference")
+            probe = make_probe(session, ids, context=context, begin=checkpoint.bos_id, on_progress=report)
+            (folder / "probe").write_bytes(probe)
+        return probe
+    return (done / "probe").read_bytes()
+
+
+def _quantize(found: Forecast, recipe: Recipe, cache: Cache, progress: Progress) -> QuantGraph:
+    """Codes and scales, mapped from the cache."""
+    graph, checkpoint = found.quant.graph, found.checkpoint
+    key = {"code": code_digest(), "made_from": found.quant.made_from}
+    if cache.find("quantize", key) is None:
+        with cache.fill("quantize", key) as folder:
+
+            def report(tensor: str, done: int, total: int) -> None:
+                progress(f"quantize: {recipe}", done, total)
+
+            quantize(graph, checkpoint, recipe, directory=folder, progress=report)
+    folder_found = cache.find("quantize", key)
+    assert folder_found is not None
+    return open_quantized(graph, checkpoint, recipe, folder_found)
+
+
+def _write(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> None:
+    checkpoint = found.checkpoint
+    assert checkpoint.tokenizer_file is not None
+    extras = Extras(pack_tokenizer(checkpoint.tokenizer_file), probe, checkpoint.bos_id, checkpoint.eos_ids)
+    draft.add_tokenizer(checkpoint.tokenizer_file)
+    write_program(found.plan, quant, extras, draft.program, progress=_part(progress, "write: pack the weights"))
+
+
+def _contents(found: Forecast, measurement: Measurement) -> Contents:
+    checkpoint, plan = found.checkpoint, found.plan
+    features = sorted(name for name, feature in known_features().items() if plan.required_features >> feature.bit & 1)
+    return Contents(
+        target=plan.target,
+        triple=found.target.triple,
+        engine="native",
+        recipe=str(found.quant.recipe),
+        made_from=found.quant.made_from,
+        context=plan.context,
+        required_features=tuple(features),
+        chat_template=checkpoint.chat_template,
+        bos=None,
+        eos=None,
+        bos_id=checkpoint.bos_id,
+        eos_ids=checkpoint.eos_ids,
+        predicted={
+            "weights_bytes": plan.weights_bytes,
+            "kv_bytes": plan.kv_bytes,
+            "arena_bytes": plan.arena_bytes,
+            "bytes_per_token": plan.bytes_per_token,
+            "decode_tokens_per_second": plan.decode_tokens_per_second,
+            "prefill_tokens_per_second": plan.prefill_tokens_per_second,
+        },
+        coherence=measurement.coherence,
+    )
+
+
+def _part(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    """The progress of one stage, which begins now."""
+    progress(stage, 0, 0)
+    return lambda done, total: progress(stage, done, total)
+
+
+def _package() -> Path:
+    return Path(str(importlib.resources.files("edgekit")))

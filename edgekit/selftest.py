@@ -1,0 +1,137 @@
+"""Load what was written, run a prefill and a decode, and compare the logits with the quantized graph's.
+
+The reference has the same quantized weights and float32 activations. The program rounds activations to int8 where the
+weights are codes, and keys and values to f16, so its logits differ by a bounded share:
+
+- A group of g activations is rounded in steps of max / 127. The error of a value is uniform within a step, so its root
+  mean square is 1/sqrt(12) of it, and the norm of the group is at least max: relative error <= sqrt(g) / (127 sqrt(12)).
+  A linear layer passes the share on, because its weights know nothing of the rounding.
+- f16 keeps 11 bits: relative error <= 2^-12 for keys and for values.
+- Errors of different layers are independent and add as squares: 4 roundings of activations a layer and one before the
+  head, 2 of the cache a layer.
+- Attention and the gate bend what they are given; neither by more than a factor of 2 on average.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle import find_runner
+from edgekit.cache import Cache
+from edgekit.coherence import Logits, Tokens
+from edgekit.device import open_device
+from edgekit.errors import GateFailed, TargetMissing
+from edgekit.graph import Session
+from edgekit.measure import Measurement, Runner
+from edgekit.portable import portable_onnx
+from edgekit.quantize import QuantGraph
+from edgekit.scheme import Scheme
+from edgekit.target import HOST, Target, load_target
+
+Progress = Callable[[str, int, int], None]
+
+TRIED_TOKENS = 16
+_STAGE = "self-test: {}"
+_BENDING = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far the program's logits are from the graph's, as a share of their spread; `ran_on` says what ran it."""
+
+    tokens: int
+    relative_error: float
+    tolerance: float
+    ran_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program file and the runner that will be shipped with it."""
+
+    model: Path
+    runner: Path
+
+
+def try_program(
+    program: Program, quant: QuantGraph, target: Target, ids: Tokens, *, cache: Cache, progress: Progress
+) -> tuple[Agreement, Measurement]:
+    """The agreement on the beginning of `ids`, and the coherence over the program's probe.
+
+    The shipped runner is run here, or emulated; where neither can be, this machine's runner computes the same bits
+    from the same file. The probe is always run by this machine's runner, because it is long.
+
+    Raises:
+        GateFailed: the logits are further apart than rounding explains, or depend on how the tokens were divided.
+    """
+    tokens = ids[: min(TRIED_TOKENS, quant.graph.context)]
+    progress(_STAGE.format("run the quantized graph"), 0, 0)
+    expected = _graph_logits(quant, tokens, cache)
+    device, runner = find_device(target, program.runner)
+    progress(_STAGE.format(f"run the program on {device}"), 0, 0)
+    vocab = quant.graph.decoder.vocab
+    with open_device(device) as machine:
+        started = Runner(machine, program=runner, model=program.model)
+        prefilled = started.logits(tokens, vocab=vocab)
+        decoded = started.logits(tokens, vocab=vocab, chunk=1)
+    if not np.array_equal(prefilled, decoded):
+        raise GateFailed(
+            "the self-test failed: prefill and decode give different logits", hint="please report it, with the model"
+        )
+    agreement = Agreement(
+        len(tokens),
+        relative_error(expected, prefilled),
+        tolerance(quant.schemes.values(), quant.graph.decoder.layers),
+        device,
+    )
+    if not agreement.relative_error <= agreement.tolerance:
+        raise GateFailed(
+            f"the self-test failed: the logits on {device} are {agreement.relative_error:.2%} from the quantized"
+            f" graph's, rounding explains {agreement.tolerance:.2%}",
+            hint="please report it, with the model; nothing was written",
+        )
+    progress("coherence: run the probe", 0, 0)
+    with open_device("local") as machine:
+        host = Runner(machine, program=find_runner(load_target(HOST).triple), model=program.model)
+        return agreement, host.probe()
+
+
+def find_device(target: Target, runner: Path) -> tuple[str, Path]:
+    """A device here that can run the program, and the runner for it: the target's own if it runs here, else ours."""
+    host = load_target(HOST)
+    if target.triple == host.triple:
+        return "local", runner
+    if target.qemu_cpu is not None:
+        try:
+            with open_device(f"qemu:{target.name}"):
+                return f"qemu:{target.name}", runner
+        except TargetMissing:
+            pass
+    return "local", find_runner(host.triple)
+
+
+def relative_error(expected: Logits, found: Logits) -> float:
+    """Norm of the difference over the norm of `expected`, the mean of each row taken off: softmax does not see it."""
+    wanted, got = (
+        logits.astype(np.float64) - logits.mean(-1, keepdims=True, dtype=np.float64) for logits in (expected, found)
+    )
+    norm = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(got - wanted)) / norm if norm else math.inf
+
+
+def tolerance(schemes: Iterable[Scheme], layers: int) -> float:
+    """The share that the roundings named above explain."""
+    groups = [scheme.group for scheme in schemes if not scheme.is_float]
+    activation = math.sqrt(max(groups)) / (127 * math.sqrt(12)) if groups else 2.0**-20
+    cache = 2.0**-12
+    return _BENDING * math.sqrt((4 * layers + 1) * activation**2 + 2 * layers * cache**2)
+
+
+def _graph_logits(quant: QuantGraph, tokens: Tokens, cache: Cache) -> Logits:
+    with cache.scratch() as folder:
+        portable_onnx(quant, folder / "model.onnx")
+        with Session(folder / "model.onnx") as session:
+            return session.prefill(tokens.tolist())

@@ -1,0 +1,280 @@
+"""Measurements: what is asked of a device, and what is believed of its answers."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import errors
+from edgekit.errors import Damaged, DeviceUnavailable, GateFailed, TimedOut
+from edgekit.measure import EMULATED, BenchRow, Runner, Sampling, Threads, elf_machine, refusal
+from edgekit.testing import FakeDevice, Reply
+from edgekit.transports import Completed
+from edgekit.units import Seconds
+
+REPORT = {
+    "tokens": [5, 6],
+    "prompt_tokens": [1],
+    "stop": "length",
+    "latency": {"load_seconds": 0.01, "decode_tokens_per_second": 50.0, "samples": [0.02, 0.02]},
+    "memory": {"weights_bytes": 1000},
+    "bandwidth": {"bytes_per_token": 900, "bytes_per_second": 45000.0},
+    "device": {"isa": "avx2"},
+    "warnings": ["too short"],
+}
+GREEDY = Sampling(temperature=0.0)
+PLANNED = Threads()
+
+
+def elf(path: Path, machine: int = 62) -> Path:
+    path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(11) + machine.to_bytes(2, "little") + b"\0" * 44)
+    return path
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts a runner on a device that gives the replies."""
+    (tmp_path / "model.edge").write_bytes(b"model")
+
+    def start(*replies, **options):
+        device = FakeDevice(replies, **options)
+        return Runner(device, program=elf(tmp_path / "edgekit-run"), model=tmp_path / "model.edge")
+
+    return start
+
+
+def generate(runner, **options):
+    return runner.generate("It was", tokens=2, sampling=GREEDY, threads=PLANNED, **options)
+
+
+def replied(report, **fields):
+    return Reply("generate", b" a day\n", files={"report.json": json.dumps(report | fields).encode()})
+
+
+def test_a_generation_is_what_the_device_wrote_and_reported(start):
+    runner = start(replied(REPORT))
+    found = generate(runner)
+    assert found.text == " a day"
+    assert (found.tokens, found.prompt_tokens, found.stop) == ((5, 6), (1,), "length")
+    assert found.measurement.latency["decode_tokens_per_second"] == 50.0
+    assert found.measurement.device == {"name": "fake", "isa": "avx2", "emulated": False}
+    assert found.measurement.warnings == ("too short",)
+
+
+def test_the_device_gets_the_program_the_model_and_the_prompt_as_files(start):
+    runner = start(replied(REPORT))
+    generate(runner)
+    put = runner.device.transport.put_files
+    assert put["model.edge"] == b"model"
+    assert put["prompt"] == b"It was"
+    (argv,) = runner.device.transport.calls
+    assert argv[:6] == ["edgekit-run", "generate", "model.edge", "--prompt-file", "prompt", "-n"]
+    assert argv[argv.index("--temperature") + 1] == "0.0"
+    assert "--threads" not in argv and "--raw" not in argv
+
+
+def test_a_prompt_may_look_like_an_option_or_hold_anything(start):
+    runner = start(replied(REPORT))
+    runner.generate("--json /etc/passwd\r\n\0é", tokens=2, sampling=GREEDY, threads=PLANNED)
+    assert runner.device.transport.put_files["prompt"] == "--json /etc/passwd\r\n\0é".encode()
+
+
+def test_threads_context_and_raw_are_handed_on(start):
+    runner = start(replied(REPORT))
+    runner.generate("x", tokens=2, sampling=GREEDY, threads=Threads(3, 4, 99), raw=True)
+    (argv,) = runner.device.transport.calls
+    options = dict(itertools.pairwise(argv))
+    assert (options["--threads"], options["--prefill-threads"], options["--context"]) == ("3", "4", "99")
+    assert "--raw" in argv
+
+
+def test_text_is_streamed_by_whole_characters_and_without_commands_to_the_terminal(start):
+    seen = []
+    runner = start(
+        Reply("generate", "é\x1b[31m€\x07\n".encode() + b"\xff", files={"report.json": json.dumps(REPORT).encode()})
+    )
+    found = generate(runner, on_text=seen.append)
+    assert "".join(seen) == "é[31m€\n\ufffd"
+    assert all("\ufffd" not in piece for piece in seen[:-1])
+    assert found.text == "é\x1b[31m€\x07\n\ufffd"
+
+
+def test_emulated_time_is_null_and_a_warning_says_so(start):
+    runner = start(replied(REPORT), emulated=True)
+    found = generate(runner).measurement
+    assert found.latency == {"load_seconds": None, "decode_tokens_per_second": None, "samples": None}
+    assert found.bandwidth == {"bytes_per_token": 900, "bytes_per_second": None}
+    assert found.memory == {"weights_bytes": 1000}
+    assert found.warnings == ("too short", EMULATED)
+    assert found.device["emulated"] is True
+
+
+def test_a_program_for_another_machine_is_refused_before_it_is_run(tmp_path):
+    device = FakeDevice([], machine="aarch64")
+    with pytest.raises(DeviceUnavailable, match=r"the bundle is for x86_64, the device 'fake' runs aarch64"):
+        Runner(device, program=elf(tmp_path / "edgekit-run"), model=tmp_path)
+    assert device.transport.put_files == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n" * 9, b"\x7fELF\x01" + bytes(40)])
+def test_a_runner_that_is_no_program_is_damaged(tmp_path, content):
+    (tmp_path / "edgekit-run").write_bytes(content)
+    with pytest.raises(Damaged, match="edgekit-run in the bundle is not a program for x86_64 or aarch64"):
+        elf_machine(tmp_path / "edgekit-run")
+
+
+def test_an_arm_program_is_known_by_its_header(tmp_path):
+    assert elf_machine(elf(tmp_path / "edgekit-run", 183)) == "aarch64"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (2, errors.UsageError),
+        (3, errors.Unsupported),
+        (4, errors.TargetMissing),
+        (5, errors.GateFailed),
+        (6, errors.DeviceUnavailable),
+        (7, errors.Damaged),
+        (8, TimedOut),
+        (9, errors.DoesNotFit),
+    ],
+)
+def test_the_runners_exit_code_sentence_and_hint_become_the_error(code, kind):
+    done = Completed(code, b"", b"edgekit-run: the file is \x1b]0;odd\x07\nhint: copy it again\n", Seconds(0))
+    error = refusal(done)
+    assert type(error) is kind
+    assert error.exit_code == code
+    assert (error.message, error.hint) == ("the file is ]0;odd", "copy it again")
+
+
+def test_a_runner_that_dies_of_a_signal_is_the_devices_fault():
+    error = refusal(Completed(-4, b"", b"", Seconds(0)))
+    assert (error.exit_code, error.message) == (6, "edgekit-run was ended by signal 4")
+
+
+def test_an_unknown_code_and_a_long_sentence_are_bounded():
+    error = refusal(Completed(99, b"", b"x" * 10_000, Seconds(0)))
+    assert (error.exit_code, len(error.message)) == (6, 400)
+    assert refusal(Completed(99, b"", b"", Seconds(0))).message == "edgekit-run ended with code 99"
+
+
+def test_a_refusal_on_the_device_is_raised(start):
+    runner = start(Reply("generate", stderr=b"edgekit-run: model.edge is damaged\nhint: copy it again", returncode=7))
+    with pytest.raises(Damaged, match=r"^model.edge is damaged$"):
+        generate(runner)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b'{"tokens": NaN}', "NaN is not a number"),
+        (b'{"tokens": ["a"], "prompt_tokens": []}', "'tokens' in the device's report is not a list of tokens"),
+        (b'{"tokens": [1], "prompt_tokens": [-1]}', "'prompt_tokens' in the device's report is not a list"),
+        (b'{"tokens": [], "prompt_tokens": [], "latency": 3}', "'latency' in the device's report is not a table"),
+    ],
+)
+def test_a_report_that_lies_about_its_form_is_refused(start, report, message):
+    runner = start(Reply("generate", files={"report.json": report}))
+    with pytest.raises(DeviceUnavailable, match=message):
+        generate(runner)
+
+
+def test_a_report_of_nine_mebibytes_is_refused(start):
+    with pytest.raises(DeviceUnavailable, match=r"takes 9.0 MiB, at most 8.00? MiB are read"):
+        start(Reply("probe", b" " * (9 << 20))).probe()
+
+
+ROW = {"test": "pp64", "threads": 2, "depth": 0, "tokens": 64, "samples": [0.5, 0.25]}
+
+
+def bench(runner):
+    return runner.bench(prompts=(64,), generated=(0,), depth=0, runs=2, threads=(1, 2))
+
+
+def bench_reply(*rows):
+    return Reply("bench", json.dumps(REPORT | {"rows": list(rows)}).encode())
+
+
+def test_a_rate_is_the_mean_of_the_samples_rates(start):
+    runner = start(bench_reply(ROW))
+    (row,), measurement = bench(runner)
+    assert (row.test, row.threads, row.depth, row.tokens) == ("pp64", 2, 0, 64)
+    assert row.tokens_per_second == (64 / 0.5 + 64 / 0.25) / 2
+    assert row.stddev == pytest.approx(math.sqrt(2) * 64)  # of 128 and 256, divided by n - 1
+    assert measurement.memory == {"weights_bytes": 1000}
+    (argv,) = runner.device.transport.calls
+    assert argv[2:] == ["model.edge", "-p", "64", "-n", "0", "-d", "0", "-r", "2", "-t", "1,2", "--json", "-"]
+
+
+def test_one_sample_has_no_spread():
+    assert BenchRow("tg8", 1, 0, 8, (2.0,)).stddev == 0.0
+
+
+def test_emulated_rows_have_no_rate(start):
+    (row,), measurement = bench(start(bench_reply(ROW), emulated=True))
+    assert (row.tokens_per_second, row.stddev, row.samples_seconds) == (None, None, None)
+    assert measurement.warnings[-1] == EMULATED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": []},
+        {"samples": [0]},
+        {"samples": [-1.0]},
+        {"samples": [1e400]},
+        {"samples": "fast"},
+        {"tokens": 0},
+        {"threads": True},
+        {"test": 5},
+        {"depth": -1},
+    ],
+)
+def test_a_row_without_sense_is_refused(start, changes):
+    text = json.dumps(REPORT | {"rows": [ROW | changes]}).replace("Infinity", "1e999").encode()
+    with pytest.raises(DeviceUnavailable, match="malformed row"):
+        bench(start(Reply("bench", text)))
+
+
+def test_rows_that_are_missing_are_refused(start):
+    with pytest.raises(DeviceUnavailable, match="has no rows"):
+        bench(start(Reply("bench", b"{}")))
+
+
+def test_a_probe_without_coherence_is_refused(start):
+    with pytest.raises(DeviceUnavailable, match="has no coherence"):
+        start(Reply("probe", b"{}")).probe()
+
+
+def test_logits_are_as_many_finite_numbers_as_asked_for(start):
+    values = np.arange(6, dtype="<f4")
+    runner = start(Reply("logits", files={"logits": values.tobytes()}))
+    found = runner.logits(np.array([7, 8], np.uint32), vocab=3, chunk=1)
+    assert np.array_equal(found, values.reshape(2, 3))
+    assert runner.device.transport.put_files["tokens"] == b"\x07\0\0\0\x08\0\0\0"
+    assert runner.device.transport.calls[0][3:] == ["--token-file", "tokens", "--out", "logits", "--chunk", "1"]
+
+
+def test_too_few_logits_are_refused(start):
+    runner = start(Reply("logits", files={"logits": bytes(8)}))
+    with pytest.raises(DeviceUnavailable, match="gave 8 B of logits, 24 B were expected"):
+        runner.logits(np.array([7, 8], np.uint32), vocab=3)
+
+
+def test_logits_that_are_not_numbers_fail_the_gate(start):
+    runner = start(Reply("logits", files={"logits": np.array([1, np.nan, 0], "<f4").tobytes()}))
+    with pytest.raises(GateFailed, match="not finite"):
+        runner.logits(np.array([7], np.uint32), vocab=3)
+
+
+def test_a_measurement_has_the_parts_of_schema_1(start):
+    found = generate(start(replied(REPORT))).measurement.as_json()
+    assert list(found) == ["schema", "latency", "memory", "bandwidth", "coherence", "device", "warnings"]
+    assert found["schema"] == 1
