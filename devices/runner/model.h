@@ -1,0 +1,79 @@
+// A program file mapped into memory, ready to run.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "arguments.h"
+#include "edgekit/program.h"
+#include "ops/ops.h"
+#include "tokenizer/tokenizer.h"
+
+namespace edgekit::runner {
+
+class Model {
+ public:
+  // Maps and checks the file. Throws Failure.
+  explicit Model(const std::string& path);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const std::string& path() const { return path_; }
+  const edgekit_program* program() const { return program_; }
+  const edgekit_program_info& info() const { return *edgekit_program_get_info(program_); }
+  double load_seconds() const { return load_seconds_; }
+
+  // Checked and opened when first asked for; Failure if the file has none.
+  const tokenizer::Tokenizer& tokenizer();
+
+  bool ends_text(uint32_t token) const;
+
+  // Asks the system to have the weights in memory soon.
+  void expect_use() const;
+
+ private:
+  std::string path_;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  edgekit_program* program_ = nullptr;
+  tokenizer::Tokenizer tokenizer_;
+  bool tokenizer_open_ = false;
+  double load_seconds_ = 0;
+};
+
+// A session that throws Failure instead of returning a status.
+class Session {
+ public:
+  Session(const Model& model, const edgekit_session_options& options);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  void forward(const uint32_t* tokens, size_t count, float* logits, size_t logits_rows);
+  void reset(uint32_t position);
+  void set_threads(uint32_t decode, uint32_t prefill);
+
+  uint32_t position() const { return edgekit_session_position(session_); }
+  uint32_t context() const { return edgekit_session_context(session_); }
+  uint32_t decode_threads() const { return edgekit_session_decode_threads(session_); }
+  uint32_t prefill_threads() const { return edgekit_session_prefill_threads(session_); }
+  edgekit_memory memory() const { return edgekit_session_memory(session_); }
+  double create_seconds() const { return create_seconds_; }
+
+ private:
+  std::string path_;
+  edgekit_session* session_ = nullptr;
+  double create_seconds_ = 0;
+};
+
+// --threads, --prefill-threads and --context as session options.
+edgekit_session_options read_session_options(const Arguments& arguments, const Model& model);
+
+// The operations that sampling uses on this CPU.
+const ops::Ops& ops_here();
+
+// The whole of a file, or of stdin for "-", at most `most_bytes`. Throws Failure.
+std::string read_whole(const std::string& path, size_t most_bytes);
+
+}  // namespace edgekit::runner
