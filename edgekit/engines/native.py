@@ -35,7 +35,7 @@ HEADER: Final = struct.Struct("<8sIIQII28xI")
 SECTION: Final = struct.Struct("<IIQQ8x")
 CONFIG: Final = struct.Struct("<13I8IIQ32x")
 OPERATOR: Final = struct.Struct("<17I3f16x")
-TENSOR: Final = struct.Struct("<6I4Q8x")
+TENSOR: Final = struct.Struct("<5I4x4Q8x")
 BUFFER: Final = struct.Struct("<IIQ")
 KERNEL_NAME: Final = struct.Struct("64s")
 
@@ -166,7 +166,6 @@ def _tensor(tensor: PlannedTensor) -> bytes:
         tensor.scheme.group,
         tensor.n,
         tensor.k,
-        0,
         tensor.codes_offset,
         tensor.codes_bytes,
         tensor.scales_offset,
