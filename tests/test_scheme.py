@@ -70,7 +70,7 @@ def test_the_head_never_gets_fewer_than_four_bits_unless_told_so(text: str, head
     recipe = parse_recipe(text)
     assert str(recipe.rule_for(EMBEDDING).scheme) == head
     assert str(recipe.rule_for("lm_head.weight").scheme) == head
-    assert str(recipe.rule_for(UP).scheme) == text.split(",")[0]
+    assert str(recipe.rule_for(UP).scheme) == text.split(",", maxsplit=1)[0]
 
 
 def test_the_first_matching_pattern_wins_then_the_head_then_the_default() -> None:

@@ -72,7 +72,8 @@ def lower(quant: Quantized) -> ir.Model:
         Unsupported: nodes that no pass could take; the hint gives the reasons.
     """
     model = quant.graph.model.clone()
-    skipped = run_passes(model, Weights(quant.graph.decoder, quant.schemes))
+    weights = Weights(quant.graph.decoder, quant.schemes)
+    skipped = run_passes(model, weights)
     left = [node for node in model.graph if node.domain != DOMAIN]
     if left:
         names = ", ".join(f"{node.op_type} '{node.name}'" for node in left[:4])
@@ -81,11 +82,15 @@ def lower(quant: Quantized) -> ir.Model:
             f"no operator of edgekit does what these nodes do: {names}{more}",
             hint="; ".join(str(skip) for skip in skipped[:4]),
         )
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and weights.made(value):
+                model.graph.register_initializer(value)
     return model
 
 
 def run_passes(model: ir.Model, weights: Weights) -> list[Skipped]:
-    """Rewrites `model` as far as the passes fit, and says where and why they did not."""
+    """Rewrites `model` as far as the passes fit, and says where and why they did not. Registers no initializers."""
     skipped = []
     for rewrite in PASSES:
         name = rewrite.__name__.rpartition(".")[2]
@@ -96,8 +101,4 @@ def run_passes(model: ir.Model, weights: Weights) -> list[Skipped]:
                 skipped.append(Skipped(name, node.name or node.op_type, str(reason)))
         onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[DOMAIN] = VERSION
-    for node in model.graph:
-        for value in node.inputs:
-            if value is not None and weights.made(value):
-                model.graph.register_initializer(value)
     return skipped

@@ -134,8 +134,8 @@ def _window(mask: ir.Value, positions: ir.Value) -> int:
     """Positions that a mask `cached > position - window` lets a token see."""
     cached, first = producer(mask, "Greater").inputs
     row, window = producer(first, "Sub").inputs
-    squeezed = producer(producer(row, "Unsqueeze").inputs[0], "Squeeze")
-    if squeezed.inputs[0] is not positions or constant(cached) != list(range(sizes(given(cached))[-1])):
+    is_row = producer(row, "Unsqueeze").inputs[0] is producer(positions, "Unsqueeze").inputs[0]
+    if not is_row or constant(cached) != list(range(sizes(given(cached))[-1])):
         no_match("its mask is not a window of positions")
     return constant(window)[0]
 
