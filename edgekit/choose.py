@@ -1,7 +1,8 @@
 """Choose the kernel of a matrix product for a target: a pure function of catalogue, shape and machine.
 
-The choice does not depend on the DRAM rate, which is the same for all kernels of one format: the fastest arithmetic
-wins, and the earlier row of the catalogue where two are equal. The losers are kept, each with its reason.
+Kernels made for one row decode, the others prefill, as the library itself chooses (edgekit/gemm.h). Among those the
+fastest arithmetic wins, and the earlier row of the catalogue where two are equal; the DRAM rate plays no part, since
+all kernels of one format read the same bytes. The losers are kept, each with its reason.
 """
 
 from collections.abc import Sequence
@@ -45,16 +46,20 @@ def choose(kernels: Sequence[Kernel], scheme: Scheme, shape: GemmShape, machine:
     able = [kernel for kernel in candidates if not kernel.features & ~target.feature_bits]
     if not able:
         raise Unsupported(f"no kernel multiplies {scheme} weights on {target.name}", hint="try another recipe")
+    fitting = [kernel for kernel in able if (kernel.rows == 1) == (shape.m == 1)] or able
     costs = {kernel.name: gemm_cost(kernel, scheme, shape, machine) for kernel in able}
-    best = min(able, key=lambda kernel: costs[kernel.name].computing)
+    best = min(fitting, key=lambda kernel: costs[kernel.name].computing)
     losers = []
     for kernel in candidates:
         if kernel.name not in costs:
             losers.append(Loser(kernel.name, None, _lacks(kernel, target)))
         elif kernel is not best:
-            ratio = costs[kernel.name].computing / costs[best.name].computing
+            computing = costs[kernel.name].computing
+            ratio = computing / costs[best.name].computing
             reason = f"{ratio:.2f} times the arithmetic" if ratio > 1 else "as fast, later in the catalogue"
-            losers.append(Loser(kernel.name, costs[kernel.name].computing, reason))
+            if kernel not in fitting:
+                reason = "made for one row" if kernel.rows == 1 else f"made for {kernel.rows} rows"
+            losers.append(Loser(kernel.name, computing, reason))
     return Choice(best, costs[best.name], tuple(losers))
 
 

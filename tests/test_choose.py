@@ -52,6 +52,19 @@ def test_the_losers_are_of_the_same_format_and_architecture_and_say_why() -> Non
     reasons = {loser.kernel: (loser.computing, loser.reason) for loser in losers}
     assert reasons["gemm_q8_q4_f32_1x16x32_neon_i8mm"] == (None, "rpi5 has no i8mm")
     assert reasons["gemm_q8_q4_f32_1x16x32_neon"][1].endswith("times the arithmetic")
+    assert reasons["gemm_q8_q4_f32_4x16x32_neon"][1] == "made for 4 rows"
+
+
+def test_prefill_takes_a_tile_of_rows_also_where_rows_cost_the_same_one_by_one() -> None:
+    f32 = parse_scheme("f32")
+    table = tuple(replace(row(rows, "neon", "f32"), name=f"gemm_f32_f32_f32_{rows}x16x1_neon") for rows in (1, 12))
+    choice = choose(table, f32, MANY, Machine(load_target("rpi5"), 1))
+    assert choice.kernel.rows == 12
+    assert choice.losers[0].reason == "made for one row"
+
+
+def test_a_kernel_for_one_row_is_taken_where_there_is_no_other() -> None:
+    assert choose((row(1, "neon"),), Q4, MANY, Machine(load_target("rpi4"), 1)).kernel.rows == 1
 
 
 def test_the_earlier_of_two_equal_kernels_wins() -> None:
