@@ -7,10 +7,11 @@ model. `assign` alone decides the schemes and reads no weights: estimate and pla
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,6 @@ Progress = Callable[[str, int, int], None]  # tensor at work, weights done, weig
 
 SCHEMA = 1
 INDEX = "quantized.json"
-_STORED: Final[Mapping[str, npt.DTypeLike]] = {"f32": np.float32, "f16": np.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,14 @@ def assign(graph: Graph, recipe: Recipe) -> QuantGraph:
     for rule in rules.values():
         find_method(rule.method)
     schemes = {name: rule.scheme for name, rule in rules.items()}
-    notes = []
-    for gate, up in gated_pairs(graph.model.graph):
-        if schemes[gate] != schemes[up]:
-            low, high = sorted((gate, up), key=lambda name: (schemes[name].bits, -schemes[name].group))
-            notes.append(f"{low} is {schemes[high]} and not {schemes[low]}: it is stored in one matrix with {high}")
+    raised: Counter[str] = Counter()
+    for pair in gated_pairs(graph.model.graph):
+        # More bits, then smaller groups, are the better of two.
+        low, high = sorted(pair, key=lambda name: (schemes[name].bits, -schemes[name].group))
+        if schemes[low] != schemes[high]:
+            raised[f"{_part(low)} is {schemes[high]} and not {schemes[low]}, as {_part(high)}"] += 1
             schemes[low] = schemes[high]
+    notes = (f"{what} in {count} layers: they are one matrix" for what, count in raised.items())
     return QuantGraph(graph, recipe, schemes, tuple(notes))
 
 
@@ -161,7 +163,7 @@ def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directo
     hint = f"delete {directory} and compile again"
     try:
         index = json.loads((directory / INDEX).read_text("utf-8"))
-        found, errors = index["made_from"], index["errors"]
+        found, errors = index["made_from"], dict(index["errors"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{directory / INDEX} is not readable: {error}", hint=hint) from error
     if found != quant.made_from:
@@ -171,11 +173,12 @@ def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directo
     for name, scheme in quant.schemes.items():
         n, k = shapes[name]
         try:
-            codes, scales = (np.load(directory / f"{name}.{part}.npy", mmap_mode="r") for part in ("codes", "scales"))
+            codes, scales = _mapped(directory, name)
         except (OSError, ValueError) as error:
             raise Damaged(f"a file of {name} in {directory} is not readable: {error}", hint=hint) from error
-        if codes.shape != (n, k) or scales.shape != (n, _groups(scheme, k)):
-            raise Damaged(f"the files of {name} in {directory} have the wrong shape", hint=hint)
+        found_as = (codes.shape, codes.dtype, scales.shape, scales.dtype)
+        if found_as != ((n, k), _stored_type(scheme), (n, _groups(scheme, k)), np.dtype(np.uint16)):
+            raise Damaged(f"the files of {name} in {directory} have the wrong shape or type", hint=hint)
         tensors[name] = QuantTensor(name, scheme, (n, k), codes, scales)
     vectors = {name: checkpoint.read(name) for name, shape in shapes.items() if len(shape) == 1}
     return replace(quant, tensors=tensors, vectors=vectors, errors=errors)
@@ -186,19 +189,29 @@ def widen_bf16(bits: UInt16) -> Float32:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def _part(name: str) -> str:
+    """up_proj of model.layers.0.mlp.up_proj.weight."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _stored_type(scheme: Scheme) -> np.dtype[Any]:
+    types: dict[str, npt.DTypeLike] = {"f32": np.float32, "f16": np.float16}
+    return np.dtype(types.get(scheme.format, np.int8))
+
+
 def _groups(scheme: Scheme, k: int) -> int:
     return 0 if scheme.is_float else scheme.groups(k)
 
 
 def _allocate(name: str, scheme: Scheme, shape: tuple[int, int], directory: Path | None) -> QuantTensor:
-    def make(part: str, columns: int, dtype: npt.DTypeLike) -> Array:
+    def make(part: str, columns: int, dtype: np.dtype[Any]) -> Array:
         if directory is None:
             return np.empty((shape[0], columns), dtype)
         file = directory / f"{name}.{part}.npy"
-        return np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=(shape[0], columns))
+        return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(shape[0], columns))
 
-    codes = make("codes", shape[1], _STORED.get(scheme.format, np.int8))
-    return QuantTensor(name, scheme, shape, codes, make("scales", _groups(scheme, shape[1]), np.uint16))
+    codes = make("codes", shape[1], _stored_type(scheme))
+    return QuantTensor(name, scheme, shape, codes, make("scales", _groups(scheme, shape[1]), np.dtype(np.uint16)))
 
 
 def _fill(tensor: QuantTensor, start: int, stop: int, weights: Float32, method: str) -> None:
@@ -222,8 +235,15 @@ def _settled(tensor: QuantTensor, directory: Path | None) -> QuantTensor:
     for part in (tensor.codes, tensor.scales):
         if isinstance(part, np.memmap):
             part.flush()
-    codes, scales = (np.load(directory / f"{tensor.name}.{part}.npy", mmap_mode="r") for part in ("codes", "scales"))
+    codes, scales = _mapped(directory, tensor.name)
     return replace(tensor, codes=codes, scales=scales)
+
+
+def _mapped(directory: Path, name: str) -> tuple[Array, UInt16]:
+    codes, scales = (
+        np.lib.format.open_memmap(directory / f"{name}.{part}.npy", mode="r") for part in ("codes", "scales")
+    )
+    return codes, scales
 
 
 def _write_index(quant: QuantGraph, directory: Path) -> None:
