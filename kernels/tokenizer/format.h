@@ -60,6 +60,9 @@ enum class Pattern : uint32_t {
   kLineBreak = 8,      // \r or \n, alone
   kNumber = 9,         // a number character, alone
   kNumberTriples = 10,  // up to three number characters
+  kLetters = 11,       // letters, with a white space before them
+  kPunctuation = 12,   // punctuation, with a white space before it
+  kCjk = 13,           // runs of Chinese, Japanese, Korean and their neighbours in Unicode
 };
 
 enum MetaspaceFlag : uint32_t {

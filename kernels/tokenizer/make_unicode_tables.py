@@ -19,7 +19,7 @@ CODES = [code for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
 CHUNK = 8192  # code points asked about at once: the package slows down on much longer strings
 
 # One bit a property; the same order as the constants in unicode.h.
-LETTER, NUMBER, SPACE, UPPER_SIDE, LOWER_SIDE, NUMERIC, WORD, MARK = (1 << bit for bit in range(8))
+LETTER, NUMBER, SPACE, UPPER_SIDE, LOWER_SIDE, NUMERIC, WORD, PUNCTUATION = (1 << bit for bit in range(8))
 
 HANGUL = range(0xAC00, 0xAC00 + 11172)  # composed and decomposed by arithmetic
 
@@ -85,7 +85,7 @@ def properties() -> list[tuple[int, int]]:
         (LOWER_SIDE, matching(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]")),
         (NUMERIC, numeric()),
         (WORD, word()),
-        (MARK, matching(r"\p{M}")),
+        (PUNCTUATION, matching(r"\p{P}")),
     ):
         for code in members:
             bits[code] |= bit

@@ -1,5 +1,5 @@
 // Scanners written by hand for a known list of regular expressions. Each comment gives the expression; each branch
-// follows one alternative, in order. All but the last group match at every position, so a piece is a match.
+// follows one alternative, in order. The first five match at every position, so that a piece is a match.
 #include "tokenizer/split.h"
 
 #include "tokenizer/unicode.h"
@@ -16,6 +16,7 @@ bool is_letter(uint8_t p) { return p & kLetter; }
 bool is_number(uint8_t p) { return p & kNumber; }
 bool is_space(uint8_t p) { return p & kSpace; }
 bool is_other(uint8_t p) { return !(p & (kLetter | kNumber | kSpace)); }
+bool is_punctuation(uint8_t p) { return p & kPunctuation; }
 bool is_upper_side(uint8_t p) { return p & kUpperSide; }
 bool is_lower_side(uint8_t p) { return p & kLowerSide; }
 
@@ -153,7 +154,31 @@ size_t class_end(std::string_view text, size_t start, Belongs belongs, size_t mo
   return end != start ? end : run_end(text, start, [&](uint8_t p) { return !belongs(p); });
 }
 
-// The same for single-byte characters.
+// \s?C+ or what lies before it.
+template <typename Belongs>
+size_t spaced_end(std::string_view text, size_t start, Belongs belongs) {
+  const Character first = read(text, start);
+  const size_t word = is_space(properties(first.code)) ? start + first.bytes : start;
+  if (const size_t end = run_end(text, word, belongs); end != word) return end;
+  const size_t end = run_end(text, start, [&](uint8_t p) { return !belongs(p); });
+  if (end == text.size()) return end;
+  const size_t last = before(text, end);  // not the first character: with it, the match would begin at `start`
+  return is_space(properties(read(text, last).code)) ? last : end;
+}
+
+// [\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+ or what lies before it.
+size_t cjk_end(std::string_view text, size_t start) {
+  const auto is_cjk = [](uint32_t code) { return (code >= 0x800 && code <= 0x9FA5) || (code >= 0xAC00 && code <= 0xD7FF); };
+  const bool is_match = is_cjk(read(text, start).code);
+  while (start < text.size()) {
+    const Character next = read(text, start);
+    if (is_cjk(next.code) != is_match) break;
+    start += next.bytes;
+  }
+  return start;
+}
+
+// A match of one of `bytes`, or of a run of them, or what lies before it.
 size_t bytes_end(std::string_view text, size_t start, std::string_view bytes, bool alone) {
   if (bytes.find(text[start]) == std::string_view::npos) {
     const size_t end = text.find_first_of(bytes, start);
@@ -188,6 +213,12 @@ size_t piece_end(Pattern pattern, std::string_view text, size_t start) {
       return class_end(text, start, is_number, 1);
     case Pattern::kNumberTriples:
       return class_end(text, start, is_number, 3);
+    case Pattern::kLetters:
+      return spaced_end(text, start, is_letter);
+    case Pattern::kPunctuation:
+      return spaced_end(text, start, is_punctuation);
+    case Pattern::kCjk:
+      return cjk_end(text, start);
   }
   return text.size();
 }

@@ -114,7 +114,7 @@ edgekit_status Tokenizer::open(const uint8_t* section, size_t bytes, edgekit_err
   for (uint32_t i = 0; i < header->steps.count; ++i) {
     const Step& step = steps_[i];
     const bool is_known_pattern = step.argument >= static_cast<uint32_t>(Pattern::kGpt2) &&
-                                  step.argument <= static_cast<uint32_t>(Pattern::kNumberTriples);
+                                  step.argument <= static_cast<uint32_t>(Pattern::kCjk);
     if (step.kind < static_cast<uint32_t>(StepKind::kPattern) ||
         step.kind > static_cast<uint32_t>(StepKind::kMetaspace) ||
         (step.kind == static_cast<uint32_t>(StepKind::kPattern) && !is_known_pattern)) {
@@ -193,6 +193,7 @@ class Tokenizer::Encoding {
   template <typename Rest>
   void split_added(const AddedTokens& group, std::string_view text, Rest rest) {
     size_t done = 0;
+    size_t space_from = 0, space_to = 0;  // the white space looked at last: a run is walked once, not once a match
     for (size_t at = 0; group.count > 0 && at < text.size();) {
       const Added* found = t_.added_starts_[static_cast<uint8_t>(text[at])]
                                ? t_.longest_added(group, text.substr(at))
@@ -205,8 +206,14 @@ class Tokenizer::Encoding {
       at = end;
       if ((found->flags & kSingleWord) && touches_word(text, start, end)) continue;
       // White space that an added token before this one took is not taken again.
-      if (found->flags & kStripLeft) start = std::max(space_start(text, start), done);
-      if (found->flags & kStripRight) end = space_end(text, end);
+      if (found->flags & kStripLeft) start = space_start(text, start, done);
+      if (found->flags & kStripRight) {
+        if (end < space_from || end > space_to) {
+          space_from = end;
+          space_to = space_end(text, end);
+        }
+        end = space_to;
+      }
       if (done < start) rest(text.substr(done, start - done), done == 0);
       ids_->push_back(found->id);
       done = end;
@@ -219,13 +226,14 @@ class Tokenizer::Encoding {
     return (start > 0 && is_word(before(text, start))) || (end < text.size() && is_word(end));
   }
 
-  static size_t space_start(std::string_view text, size_t at) {
-    while (at > 0) {
+  // The start of the white space before `at`, but not before `least`.
+  static size_t space_start(std::string_view text, size_t at, size_t least) {
+    while (at > least) {
       const size_t previous = before(text, at);
       if (!(properties(read(text, previous).code) & kSpace)) break;
       at = previous;
     }
-    return at;
+    return std::max(at, least);
   }
 
   static size_t space_end(std::string_view text, size_t at) {

@@ -11,14 +11,14 @@ namespace edgekit::tokenizer {
 
 // Each as the `tokenizers` package sees it: its parts follow different versions of Unicode.
 enum Property : uint8_t {
-  kLetter = 1,      // \p{L}
-  kNumber = 2,      // \p{N}
-  kSpace = 4,       // \s
-  kUpperSide = 8,   // \p{Lu} \p{Lt} \p{Lm} \p{Lo} \p{M}: may open a word that continues in lower case
-  kLowerSide = 16,  // \p{Ll} \p{Lm} \p{Lo} \p{M}
-  kNumeric = 32,    // isolated by the Digits pre-tokenizer
-  kWord = 64,       // \w: what an added token marked single_word must not touch
-  kMark = 128,      // \p{M}
+  kLetter = 1,         // \p{L}
+  kNumber = 2,         // \p{N}
+  kSpace = 4,          // \s
+  kUpperSide = 8,      // \p{Lu} \p{Lt} \p{Lm} \p{Lo} \p{M}: may open a word that continues in lower case
+  kLowerSide = 16,     // \p{Ll} \p{Lm} \p{Lo} \p{M}
+  kNumeric = 32,       // isolated by the Digits pre-tokenizer
+  kWord = 64,          // \w: what an added token marked single_word must not touch
+  kPunctuation = 128,  // \p{P}
 };
 
 uint8_t properties(uint32_t code);
