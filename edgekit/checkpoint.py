@@ -124,7 +124,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     eos = _eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
     bos = _bos_id(tokenizer, tokenizer_config, special)
     if bos is not None and bos >= decoder.vocab:
-        raise Damaged(f"the token {bos} that begins a text is outside the vocabulary of {decoder.vocab}")
+        raise Damaged(
+            f"the token {bos} that begins a text is outside the vocabulary of {decoder.vocab}",
+            hint="tokenizer.json and config.json belong to different models",
+        )
     return Checkpoint(
         path=path,
         config=config,
@@ -414,7 +417,10 @@ def _chat_template(texts: _Texts, tokenizer_config: Mapping[str, object]) -> str
     if template is not None and not isinstance(template, str):
         raise Damaged("chat_template in tokenizer_config.json is not a string", hint="download it again")
     if template is not None and len(template) > _MOST_TEMPLATE_CHARACTERS:
-        raise Damaged(f"the chat template has more than {_MOST_TEMPLATE_CHARACTERS} characters")
+        raise Damaged(
+            f"the chat template has more than {_MOST_TEMPLATE_CHARACTERS} characters",
+            hint="no published model has one as long",
+        )
     return template
 
 

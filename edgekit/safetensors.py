@@ -77,11 +77,11 @@ def read_header(file: Path, shown: str) -> dict[str, TensorInfo]:
         Unsupported: a dtype the format does not have.
     """
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{shown} is not a regular file", hint="download it again")
+        size = status.st_size
         with file.open("rb") as stream:
-            status = file.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise Damaged(f"{shown} is not a regular file", hint="download it again")
-            size = status.st_size
             length_bytes = stream.read(8)
             if len(length_bytes) < 8:
                 raise _damaged(shown, f"it has {size} bytes, fewer than its header length takes")
