@@ -81,10 +81,11 @@ class Machine:
         return tuple(working)
 
     def moving(self, moved: int) -> Seconds | None:
-        if self.resident:
-            return Seconds(0)
+        """Time to read `moved` bytes; None where the target gives no DRAM rate, also if the weights are resident."""
         rate = self.target.dram_rate(self.threads)
-        return None if rate is None else Seconds(moved / rate.bytes_per_second)
+        if rate is None:
+            return None
+        return Seconds(0 if self.resident else moved / rate.bytes_per_second)
 
     def computing(self, cycles: dict[str, float]) -> Seconds:
         """Time of work that would take `cycles[core]` on one core, shared out by speed."""

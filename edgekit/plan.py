@@ -341,12 +341,11 @@ def _bytes_per_token(operators: Sequence[PlannedOperator], tensors: Sequence[Pla
 
 def _notes(target: Target, threads: int, *, resident: bool) -> tuple[str, ...]:
     rate = target.dram_rate(threads)
-    if resident:
-        return (
-            f"weights and KV cache stay in the last cache ({target.shared_cache_bytes}): DRAM does not bound decoding",
-        )
     if rate is None:
         return (f"no DRAM rate of {target.name} is known, so no speed is predicted",)
+    if resident:
+        cache = target.shared_cache_bytes
+        return (f"weights and KV cache stay in the last cache ({cache}): DRAM does not bound decoding",)
     if rate.kind == "theoretical":
         return (f"the DRAM rate of {target.name} is theoretical, so predicted speeds are upper bounds",)
     if rate.threads < threads:

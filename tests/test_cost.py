@@ -96,6 +96,7 @@ def test_without_a_dram_rate_no_time_is_predicted() -> None:
     unknown = replace(load_target("rpi5"), dram=())
     found = gemm_cost(kernel(1, "neon_dotprod"), Q4, GemmShape(1, 64, 64), Machine(unknown, 1))
     assert found.seconds is None
+    assert Machine(unknown, 1, resident=True).moving(64) is None
     assert tokens_per_second(1, found.seconds) is None
     assert tokens_per_second(64, Seconds(2)) == 32
 

@@ -149,7 +149,7 @@ def test_a_plan_is_the_same_every_time(folder: Path) -> None:
 
 def test_the_host_is_planned_without_a_rate_and_predicts_nothing_it_does_not_know(folder: Path) -> None:
     model, decoder = lowered(folder, "llama", "q4g32", True)
-    host = replace(load_target("host"), shared_cache_bytes=Bytes(0))
+    host = load_target("host")
     made = make_plan(model, decoder, host, context=64)
     assert made.decode_tokens_per_second is None
     assert made.prefill_tokens_per_second is None
