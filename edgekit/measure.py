@@ -10,7 +10,7 @@ import statistics
 import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from edgekit.units import Bytes, Seconds
 SCHEMA = 1
 DEFAULT_TIMEOUT = Seconds(3600)
 EMULATED = "emulated: time has no meaning here and is left out"
+# Standard deviation of a rate, as a share of it, above which the rate is doubtful.
+MOST_SPREAD = 0.1
 _REPORT_LIMIT = Bytes(8 << 20)
 _MESSAGE_LIMIT = 400
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
@@ -44,6 +46,16 @@ _REFUSALS: dict[int, type[EdgekitError]] = {
     for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
 }
 _PROGRAM, _MODEL = "edgekit-run", "model.edge"
+# Beginnings of edgekit-run's warnings (devices/runner/measurement.cc) that say nothing where there is no time.
+_DOUBTS_OF_TIME = (
+    "emulated",
+    "fewer samples",
+    "too short",
+    "the CPU was throttled",
+    "the clock moved",
+    "the frequency governor",
+    "more threads than CPUs",
+)
 _TIMES = ("latency", "bandwidth")
 
 
@@ -196,7 +208,9 @@ class Runner:
         rows = report.get("rows")
         if not isinstance(rows, list):
             raise DeviceUnavailable("the device's report of bench has no rows")
-        return [self._row(row) for row in rows], self._measurement(report)
+        found, measurement = [self._row(row) for row in rows], self._measurement(report)
+        doubts = tuple(doubt for row in found if (doubt := _doubt(row)))
+        return found, replace(measurement, warnings=measurement.warnings + doubts)
 
     def probe(self) -> Measurement:
         """The bundle's own probe: coherence against the reference that was recorded when it was compiled."""
@@ -246,7 +260,7 @@ class Runner:
         if self.device.transport.emulated:
             for name in _TIMES:
                 parts[name] = {key: _without_time(key, value) for key, value in parts[name].items()}
-            warnings = [text for text in warnings if "emulat" not in text] + [EMULATED]
+            warnings = [text for text in warnings if not text.startswith(_DOUBTS_OF_TIME)] + [EMULATED]
         parts["device"] = {"name": self.device.name, **parts["device"], "emulated": self.device.transport.emulated}
         return Measurement(**parts, warnings=tuple(warnings))
 
@@ -303,6 +317,13 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(report, dict):
         raise DeviceUnavailable("the device's report is not a JSON object")
     return report
+
+
+def _doubt(row: BenchRow) -> str:
+    """What is doubtful about the samples of a row, or nothing."""
+    if not row.stddev or not row.tokens_per_second or row.stddev / row.tokens_per_second <= MOST_SPREAD:
+        return ""
+    return f"{row.test} with {row.threads} threads: samples spread by {row.stddev / row.tokens_per_second:.0%}"
 
 
 def _is_row(row: Mapping[str, Any]) -> bool:

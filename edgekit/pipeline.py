@@ -27,7 +27,7 @@ from edgekit.measure import Measurement
 from edgekit.passes import lower
 from edgekit.plan import Plan, default_context, make_plan
 from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
-from edgekit.scheme import Recipe
+from edgekit.scheme import Recipe, parse_recipe
 from edgekit.selftest import Agreement, Program, try_program
 from edgekit.target import HOST, Target, load_target
 from edgekit.tokenizer import pack_tokenizer
@@ -128,6 +128,18 @@ def embedded_model() -> Path:
     return _package() / "models" / "tales"
 
 
+def probe_text() -> str:
+    """The held-out text that comes with edgekit."""
+    return (_package() / "probe.txt").read_text("utf-8")
+
+
+def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
+    """True if the bundle was compiled from this checkpoint."""
+    # The digest does not depend on the context, and the bundle's recipe is written in full.
+    quant = assign(build_graph(checkpoint, context=1), parse_recipe(bundle.recipe))
+    return quant.made_from == bundle.made_from
+
+
 def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None) -> Forecast:
     """What compiling `model` would make. Reads no weights.
 
@@ -178,9 +190,7 @@ def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
         Unsupported: the checkpoint has no tokenizer.
         UsageError: the text is too short to predict anything.
     """
-    if text is None:
-        text = (_package() / "probe.txt").read_text("utf-8")
-    ids = tokens_of(checkpoint, text)
+    ids = tokens_of(checkpoint, probe_text() if text is None else text)
     if len(ids) < 2:
         raise UsageError(f"the probe text has {len(ids)} tokens, too few to predict one", hint="give a longer text")
     return ids

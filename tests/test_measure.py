@@ -103,12 +103,13 @@ def test_text_is_streamed_by_whole_characters_and_without_commands_to_the_termin
 
 
 def test_emulated_time_is_null_and_a_warning_says_so(start):
-    runner = start(replied(REPORT), emulated=True)
+    doubts = ["too short: less than a second", "the context was full", "emulated: time has no meaning"]
+    runner = start(replied(REPORT, warnings=doubts), emulated=True)
     found = generate(runner).measurement
     assert found.latency == {"load_seconds": None, "decode_tokens_per_second": None, "samples": None}
     assert found.bandwidth == {"bytes_per_token": 900, "bytes_per_second": None}
     assert found.memory == {"weights_bytes": 1000}
-    assert found.warnings == ("too short", EMULATED)
+    assert found.warnings == ("the context was full", EMULATED)
     assert found.device["emulated"] is True
 
 
@@ -211,6 +212,13 @@ def test_a_rate_is_the_mean_of_the_samples_rates(start):
     assert measurement.memory == {"weights_bytes": 1000}
     (argv,) = runner.device.transport.calls
     assert argv[2:] == ["model.edge", "-p", "64", "-n", "0", "-d", "0", "-r", "2", "-t", "1,2", "--json", "-"]
+
+
+def test_samples_that_spread_by_more_than_a_tenth_are_doubted(start):
+    steady = ROW | {"samples": [0.5, 0.49]}
+    _, measurement = bench(start(bench_reply(ROW, steady, ROW | {"samples": [0.5]})))
+    # 64 sqrt(2) of 192 tokens a second is 47 %.
+    assert measurement.warnings == ("too short", "pp64 with 2 threads: samples spread by 47%")
 
 
 def test_one_sample_has_no_spread():

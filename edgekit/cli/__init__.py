@@ -10,6 +10,7 @@ import os
 import pkgutil
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -25,16 +26,25 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Commands(click.Group):
     """Commands found by file name. Errors a person can put right end in a sentence, a hint and an exit code."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """As click's, but for the way it ends; `standalone_mode=False` leaves errors to the caller."""
-        if options.pop("standalone_mode", True) is False:
-            return super().main(*args, standalone_mode=False, **options)
-        sys.exit(self._exit_code(*args, **options))
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        sys.exit(self._exit_code(args, prog_name, complete_var, extra))
 
-    def _exit_code(self, *args: Any, **options: Any) -> int:
+    def _exit_code(
+        self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: Mapping[str, Any]
+    ) -> int:
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            code = super().main(*args, standalone_mode=False, **options)
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
         except EdgekitError as error:
@@ -75,7 +85,9 @@ def _usage_hint(error: click.ClickException) -> str:
 def _file_error(error: OSError) -> EdgekitError:
     """What the operating system refused, as a sentence; an error without a file is ours, and stays as it is."""
     if error.errno in _NO_SPACE:
-        return DoesNotFit(f"no space left to write {error.filename or 'a file'}", hint="free some, or set EDGEKIT_CACHE")
+        return DoesNotFit(
+            f"no space left to write {error.filename or 'a file'}", hint="free some, or set EDGEKIT_CACHE"
+        )
     if error.filename is None:
         raise error
     return UsageError(f"{error.filename}: {error.strerror}")

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,17 +85,30 @@ def parse_counts(text: str, *, option: str, lowest: int = 1) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def read_text(path: Path) -> str:
+    """The text in the file `path`.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
 class Stages:
     """Says on stderr which stage runs and how long it still takes: a bar on a terminal, else plain lines."""
 
-    def __init__(self, *, quiet: bool = False, now: Callable[[], float] = time.monotonic) -> None:
-        self._quiet = quiet
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._began = self._stage_began = self._said = now()
         self._stage = ""
         self._bar: Progress | None = None
         self._task: Any = None
-        if not quiet and sys.stderr.isatty():
+        if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
 
@@ -113,8 +127,6 @@ class Stages:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` parts of `stage` are finished; a total of 0 is not known."""
-        if self._quiet:
-            return
         if stage != self._stage:
             self._finish()
             self._begin(stage)
@@ -137,7 +149,7 @@ class Stages:
             say(f"{stage} ...")
 
     def _finish(self) -> None:
-        if not self._stage or self._quiet:
+        if not self._stage:
             return
         took = Seconds(self._now() - self._stage_began)
         if self._bar is not None:

@@ -32,7 +32,10 @@ def command(name: str | None, as_json: bool) -> None:
             ("title", target.title),
             ("triple", target.triple),
             ("isas", ", ".join(isa.word for isa in target.isas)),
-            *((f"{cluster.count} cores", _cluster(cluster.core.title, cluster.clock_hz)) for cluster in target.clusters),
+            *(
+                (f"{cluster.count} cores", _cluster(cluster.core.title, cluster.clock_hz))
+                for cluster in target.clusters
+            ),
             ("shared cache", target.shared_cache_bytes or "not known"),
             ("memory", target.memory),
             ("page", target.page_bytes),
@@ -79,5 +82,3 @@ def _cluster(title: str, clock_hz: int) -> str:
 
 def _emulated(target: Target) -> str:
     return f"--device qemu:{target.name}" if target.qemu_cpu else ""
-
-

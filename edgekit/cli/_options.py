@@ -1,0 +1,36 @@
+"""Options that several commands share, written once."""
+
+from pathlib import Path
+
+import click
+
+from edgekit.measure import DEFAULT_TIMEOUT
+
+bundle = click.argument("bundle", type=click.Path(path_type=Path))
+device = click.option(
+    "--device", default="local", show_default=True, metavar="NAME", help="local, or qemu:TARGET such as qemu:rpi5."
+)
+timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=float(DEFAULT_TIMEOUT),
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time one program may run on the device.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+model = click.argument("model", required=False, type=click.Path(path_type=Path))
+target = click.option("--target", required=True, metavar="NAME", help="Kind of machine; `edgekit targets` lists them.")
+recipe = click.option(
+    "--recipe",
+    default="q4g128",
+    show_default=True,
+    metavar="RECIPE",
+    help="SCHEME[,head=SCHEME][,PATTERN=SCHEME...], or a .toml file.",
+)
+context = click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Longest text with its answer; default: the model's, at most 2048.",
+)

@@ -1,0 +1,150 @@
+"""`edgekit bench`: how fast a bundle reads and writes on a device, in the rows that llama-bench made known."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from edgekit.bundle import Bundle, open_bundle
+from edgekit.cli import _options
+from edgekit.cli._console import parse_counts, say, show_json, show_table, warn
+from edgekit.device import open_device
+from edgekit.errors import UsageError
+from edgekit.measure import BenchRow, Measurement, open_runner
+from edgekit.units import Bytes, Seconds
+
+_MEMORY = ("weights_bytes", "kv_bytes", "arena_bytes", "peak_rss_bytes", "anonymous_bytes", "file_backed_bytes")
+_PREFILL, _GENERATED = 512, 128
+
+
+@click.command
+@_options.bundle
+@_options.device
+@click.option("-p", "prompt", metavar="N[,N]", help="Prompt lengths; 0: none. Default: 512, or the context if shorter.")
+@click.option("-n", "generated", metavar="N[,N]", help="Generated lengths; 0: none. Default: 128, or half the context.")
+@click.option("-d", "depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens in the cache before.")
+@click.option("-r", "runs", type=click.IntRange(1), default=5, show_default=True, help="Samples of each test.")
+@click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: what the plan advises.")
+@click.option(
+    "-o", "output", type=click.Choice(["table", "json", "jsonl", "csv", "md"]), default="table", show_default=True
+)
+@_options.timeout
+@_options.as_json
+def command(
+    *,
+    bundle: Path,
+    device: str,
+    prompt: str | None,
+    generated: str | None,
+    depth: int,
+    runs: int,
+    threads: str | None,
+    output: str,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Time prefill (pp) and decoding (tg) of BUNDLE on a device.
+
+    Emulated devices have no time: their rates are empty.
+    """
+    opened = open_bundle(bundle)
+    prompts = _lengths(prompt, "-p", min(_PREFILL, opened.context))
+    lengths = _lengths(generated, "-n", min(_GENERATED, max(1, opened.context // 2)))
+    if depth + max((*prompts, *lengths), default=0) > opened.context:
+        raise UsageError(
+            f"{depth} + {max(*prompts, *lengths)} tokens are longer than the bundle's context",
+            hint=f"at most {opened.context} together; compile with a longer --context",
+        )
+    if not any((*prompts, *lengths)):
+        raise UsageError("there is nothing to measure", hint="give -p or -n a length above 0")
+    with open_device(device) as machine:
+        say(f"{opened.name} on {machine.name} ...")
+        rows, measurement = open_runner(opened, machine, timeout=Seconds(timeout)).bench(
+            prompts=prompts,
+            generated=lengths,
+            depth=depth,
+            runs=runs,
+            threads=parse_counts(threads, option="-t") if threads else (),
+        )
+    for text in measurement.warnings:
+        warn(text)
+    _SHOW["json" if as_json else output]([as_record(opened, row, measurement) for row in rows])
+
+
+def as_record(bundle: Bundle, row: BenchRow, measurement: Measurement) -> dict[str, object]:
+    """One row with everything needed to read it later; null where a figure has no meaning."""
+    return {
+        "bundle": bundle.name,
+        "target": bundle.target,
+        "recipe": bundle.recipe,
+        "device": measurement.device.get("name"),
+        "emulated": measurement.device.get("emulated"),
+        "test": row.test,
+        "threads": row.threads,
+        "depth": row.depth,
+        "tokens": row.tokens,
+        "tokens_per_second": row.tokens_per_second,
+        "stddev": row.stddev,
+        "samples_seconds": list(row.samples_seconds) if row.samples_seconds is not None else None,
+        **{name: measurement.memory.get(name) for name in _MEMORY},
+        "load_seconds": measurement.latency.get("load_seconds"),
+    }
+
+
+def _lengths(text: str | None, option: str, default: int) -> tuple[int, ...]:
+    return (default,) if text is None else parse_counts(text, option=option, lowest=0)
+
+
+def _rate(record: dict[str, object]) -> str:
+    rate, stddev = record["tokens_per_second"], record["stddev"]
+    return "-" if rate is None else f"{rate:.2f} +- {stddev:.2f}"
+
+
+def _columns(records: Sequence[dict[str, object]]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    headings = ("bundle", "device", "test", "threads", "tokens/s", "weights", "peak memory")
+    rows: list[tuple[object, ...]] = []
+    for record in records:
+        test = f"{record['test']}@{record['depth']}" if record["depth"] else record["test"]
+        sizes = (_size(record[name]) for name in ("weights_bytes", "peak_rss_bytes"))
+        rows.append((record["bundle"], record["device"], test, record["threads"], _rate(record), *sizes))
+    return headings, rows
+
+
+def _size(count: object) -> str:
+    return str(Bytes(count)) if isinstance(count, int) else "-"
+
+
+def _show_table(records: Sequence[dict[str, object]]) -> None:
+    show_table(*_columns(records))
+
+
+def _show_markdown(records: Sequence[dict[str, object]]) -> None:
+    headings, rows = _columns(records)
+    for cells in (headings, ["---"] * len(headings), *rows):
+        click.echo(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+
+
+def _show_lines(records: Sequence[dict[str, object]]) -> None:
+    for record in records:
+        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+
+
+def _show_csv(records: Sequence[dict[str, object]]) -> None:
+    writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        samples = record["samples_seconds"]
+        joined = " ".join(map(str, samples)) if isinstance(samples, list) else ""
+        writer.writerow(record | {"samples_seconds": joined})
+
+
+_SHOW: dict[str, Callable[[Sequence[dict[str, object]]], None]] = {
+    "table": _show_table,
+    "json": show_json,
+    "jsonl": _show_lines,
+    "csv": _show_csv,
+    "md": _show_markdown,
+}

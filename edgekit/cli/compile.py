@@ -1,0 +1,116 @@
+"""`edgekit compile`: from a checkpoint to a bundle for a target, tried before it appears."""
+
+from pathlib import Path
+
+import click
+
+from edgekit.cache import user_cache
+from edgekit.cli import _options
+from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
+from edgekit.cli.estimate import rate
+from edgekit.pipeline import Forecast, Order, Outcome, build, embedded_model
+from edgekit.scheme import parse_recipe
+from edgekit.units import Bytes
+
+
+@click.command
+@_options.model
+@_options.target
+@_options.recipe
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
+@_options.context
+@click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe, instead of edgekit's.")
+@click.option("--force", is_flag=True, help="Replace an older bundle.")
+@click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
+@_options.as_json
+def command(
+    *,
+    model: Path | None,
+    target: str,
+    recipe: str,
+    output: Path | None,
+    context: int | None,
+    probe_text: Path | None,
+    force: bool,
+    max_ram: str | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, a checkpoint folder, for a target.
+
+    Without MODEL it is the checkpoint that comes with edgekit. The result is one folder, which appears only after it
+    was loaded and run. Finished stages are kept in ~/.cache/edgekit (EDGEKIT_CACHE), which may be deleted.
+    """
+    source = model or embedded_model()
+    order = Order(
+        model=source,
+        target=target,
+        recipe=parse_recipe(recipe),
+        output=output or Path(f"{source.resolve().name}-{target}"),
+        context=context,
+        probe_text=None if probe_text is None else read_text(probe_text),
+        force=force,
+        most_memory=None if max_ram is None else parse_bytes(max_ram),
+    )
+    with Stages() as stages:
+        outcome = build(order, user_cache(), stages, _announce)
+    if as_json:
+        show_json(_as_json(outcome))
+    else:
+        show_pairs(_pairs(outcome))
+    if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
+        warn(f"the model is {verdict}: a recipe with more bits keeps more of it")
+
+
+def _announce(found: Forecast) -> None:
+    say(
+        f"compiling {found.checkpoint.path.name} ({found.checkpoint.parameters / 1e6:.1f} million parameters) for"
+        f" {found.target.name} takes about {found.compile_bytes} of memory and {found.disk_bytes} of disk"
+    )
+    for note in (*found.quant.notes, *found.predicted.notes):
+        warn(note)
+
+
+def _total(outcome: Outcome) -> Bytes:
+    return Bytes(sum(file.bytes for file in outcome.bundle.files.values()))
+
+
+def _as_json(outcome: Outcome) -> dict[str, object]:
+    bundle, plan, agreement = outcome.bundle, outcome.plan, outcome.agreement
+    return {
+        "bundle": str(bundle.path),
+        "target": bundle.target,
+        "recipe": bundle.recipe,
+        "engine": bundle.engine,
+        "context": bundle.context,
+        "bytes": _total(outcome),
+        "weights_bytes": plan.weights_bytes,
+        "predicted": {
+            "decode_tokens_per_second": plan.decode_tokens_per_second,
+            "prefill_tokens_per_second": plan.prefill_tokens_per_second,
+        },
+        "self_test": {
+            "ran_on": agreement.ran_on,
+            "tokens": agreement.tokens,
+            "relative_error": agreement.relative_error,
+            "tolerance": agreement.tolerance,
+        },
+        "coherence": dict(outcome.measurement.coherence),
+    }
+
+
+def _pairs(outcome: Outcome) -> list[tuple[str, object]]:
+    agreement, coherence = outcome.agreement, outcome.measurement.coherence
+    return [
+        ("bundle", f"{outcome.bundle.path}, {_total(outcome)}"),
+        ("weights", f"{outcome.plan.weights_bytes} ({outcome.bundle.recipe})"),
+        ("decode", rate(outcome.plan.decode_tokens_per_second)),
+        ("prefill", rate(outcome.plan.prefill_tokens_per_second)),
+        (
+            "self-test",
+            f"passed on {agreement.ran_on}: logits {agreement.relative_error:.2%} from the quantized graph's",
+        ),
+        ("perplexity", f"{coherence['perplexity']:.4g}, reference {coherence['reference_perplexity']:.4g}"),
+        ("KLD", f"{coherence['kld_mean']:.4g} nats on average, 99 % below {coherence['kld_p99']:.4g}"),
+        ("same top", f"{coherence['same_top']:.1%} of {coherence['tokens']} tokens"),
+        ("verdict", coherence["verdict"]),
+    ]

@@ -1,0 +1,89 @@
+"""`edgekit estimate`: what a model would take on a target and how fast it would run, without reading its weights."""
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli import _options
+from edgekit.cli._console import show_json, show_pairs, warn
+from edgekit.errors import DoesNotFit
+from edgekit.pipeline import Forecast, embedded_model, forecast
+from edgekit.scheme import parse_recipe
+from edgekit.units import Bytes
+
+
+@click.command
+@_options.model
+@_options.target
+@_options.recipe
+@_options.context
+@_options.as_json
+def command(model: Path | None, target: str, recipe: str, context: int | None, as_json: bool) -> None:
+    """Predict memory and speed of MODEL, a checkpoint folder, on a target.
+
+    Without MODEL it is the checkpoint that comes with edgekit. Speeds are predictions, not measurements.
+    """
+    found = forecast(model or embedded_model(), target, parse_recipe(recipe), context=context)
+    for note in (*found.quant.notes, *found.predicted.notes):
+        warn(note)
+    if as_json:
+        show_json(_as_json(found))
+    else:
+        show_pairs(_pairs(found))
+    if not found.fits:
+        raise does_not_fit(found)
+
+
+def does_not_fit(found: Forecast) -> DoesNotFit:
+    """The refusal of a model that is too large for its target."""
+    return DoesNotFit(
+        f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
+        hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
+    )
+
+
+def _as_json(found: Forecast) -> dict[str, object]:
+    plan = found.plan
+    return {
+        "model": found.checkpoint.path.name,
+        "parameters": found.checkpoint.parameters,
+        "target": plan.target,
+        "recipe": str(found.quant.recipe),
+        "context": plan.context,
+        "weights_bytes": plan.weights_bytes,
+        "kv_bytes": plan.kv_bytes,
+        "arena_bytes": plan.arena_bytes,
+        "total_bytes": found.device_bytes,
+        "memory_bytes": found.target.memory,
+        "fits": found.fits,
+        "bytes_per_token": plan.bytes_per_token,
+        "predicted": {
+            "decode_tokens_per_second": found.predicted.decode_tokens_per_second,
+            "prefill_tokens_per_second": found.predicted.prefill_tokens_per_second,
+        },
+        "isa": plan.isa,
+        "kernels": list(plan.kernels),
+        "notes": [*found.quant.notes, *found.predicted.notes],
+    }
+
+
+def _pairs(found: Forecast) -> list[tuple[str, object]]:
+    plan = found.plan
+    return [
+        ("model", f"{found.checkpoint.path.name}, {found.checkpoint.parameters / 1e6:.1f} million parameters"),
+        ("target", f"{plan.target}, {found.target.title}"),
+        ("recipe", found.quant.recipe),
+        ("weights", plan.weights_bytes),
+        ("KV cache", f"{plan.kv_bytes} for {plan.context} tokens"),
+        ("activations", plan.arena_bytes),
+        ("in all", f"{found.device_bytes} of {found.target.memory}: {'fits' if found.fits else 'does not fit'}"),
+        ("read a token", Bytes(plan.bytes_per_token)),
+        ("decode", rate(found.predicted.decode_tokens_per_second)),
+        ("prefill", rate(found.predicted.prefill_tokens_per_second)),
+        ("kernels", ", ".join(plan.kernels)),
+    ]
+
+
+def rate(tokens_per_second: float | None) -> str:
+    """A predicted rate, labelled as one."""
+    return "not predicted" if tokens_per_second is None else f"{tokens_per_second:.3g} tokens/s (predicted)"

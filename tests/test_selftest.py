@@ -1,0 +1,72 @@
+"""The self-test: its tolerance, worked by hand, and which machine runs the program."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import TargetMissing
+from edgekit.scheme import parse_scheme
+from edgekit.selftest import find_device, relative_error, tolerance
+from edgekit.target import load_target
+
+
+def test_a_shift_of_all_logits_is_no_error():
+    logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    assert relative_error(logits, logits + np.float32(4)) < 1e-6
+
+
+def test_the_error_is_the_share_of_the_spread():
+    expected = np.array([[1.0, -1.0]], np.float32)
+    assert relative_error(expected, expected * np.float32(1.25)) == pytest.approx(0.25)
+    assert relative_error(expected, -expected) == pytest.approx(2.0)
+
+
+def test_logits_without_spread_agree_with_nothing():
+    assert relative_error(np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32)) == math.inf
+
+
+def test_the_tolerance_of_one_layer_in_groups_of_64_is_worked_by_hand():
+    # 8 / (127 * 3.4641) = 0.018184 a rounding, 5 of them and two of 2^-12: sqrt(5) * 0.018184 = 0.04066.
+    assert tolerance([parse_scheme("q4g64"), parse_scheme("f32")], 1) == pytest.approx(0.04066, rel=1e-3)
+
+
+def test_the_largest_group_decides():
+    assert tolerance([parse_scheme("q4g32"), parse_scheme("q8g128")], 3) == tolerance([parse_scheme("q4g128")], 3)
+
+
+def test_float_weights_leave_the_rounding_of_the_cache():
+    assert tolerance([parse_scheme("f32")], 8) == pytest.approx(4 * 2**-12, rel=1e-3)
+
+
+def test_a_target_of_this_machines_kind_runs_here(tmp_path):
+    host = load_target("host")
+    assert find_device(host, tmp_path / "runner") == ("local", tmp_path / "runner")
+
+
+@pytest.mark.emulator
+def test_an_arm_target_is_emulated_with_its_own_runner(emulator, tmp_path):
+    if load_target("host").architecture == "aarch64":
+        pytest.skip("this machine is of that kind")
+    assert find_device(load_target("rpi4"), tmp_path / "runner") == ("qemu:rpi4", tmp_path / "runner")
+
+
+def test_without_an_emulator_our_runner_computes_the_same_bits(monkeypatch, tmp_path):
+    if load_target("host").architecture == "aarch64":
+        pytest.skip("this machine is of that kind")
+    ours = tmp_path / load_target("host").triple / "edgekit-run"
+    ours.parent.mkdir()
+    ours.touch()
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert find_device(load_target("rpi5"), Path("theirs")) == ("local", ours)
+
+
+def test_without_any_runner_the_refusal_says_what_to_do(monkeypatch, tmp_path):
+    if load_target("host").architecture == "aarch64":
+        pytest.skip("this machine is of that kind")
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(TargetMissing, match="there is no edgekit-run for"):
+        find_device(load_target("rpi5"), Path("theirs"))
