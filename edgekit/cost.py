@@ -142,12 +142,14 @@ def attention_cost(*, rows: int, positions: int, heads: int, kv_heads: int, head
 def measured(target: Target) -> Target:
     """The host with its DRAM rate measured now, for one thread and for all; once a process."""
     assert not target.dram
-    return replace(target, dram=tuple(_measured_rate(threads) for threads in sorted({1, target.worker_count})))
+    # Far above any cache, and no burden where memory is small.
+    size = Bytes(min(256 << 20, target.memory // 8))
+    return replace(target, dram=tuple(_measured_rate(threads, size) for threads in sorted({1, target.worker_count})))
 
 
 @cache
-def _measured_rate(threads: int) -> Rate:
-    rate = read_bandwidth(threads)
+def _measured_rate(threads: int, size: Bytes) -> Rate:
+    rate = read_bandwidth(threads, size=size)
     source = f"read by edgekit on this machine now, {threads} thread{'s' if threads > 1 else ''}, best of 3 passes"
     return Rate(threads, rate, "measured here", source)
 

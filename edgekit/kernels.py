@@ -115,11 +115,8 @@ def gemm(name: str, scheme: Scheme, activations: Float32, codes: UInt8, scales: 
     return _kernels.gemm(name, np.ascontiguousarray(activations, np.float32), n, scheme.group, codes, scales)
 
 
-def read_bandwidth(threads: int, *, size: Bytes = Bytes(256 << 20), rounds: int = 3) -> float:  # noqa: B008
-    """Bytes a second that `threads` threads of this machine read from memory: the best of `rounds` passes.
-
-    `size` must be well above the caches; 256 MiB takes about a tenth of a second on a board.
-    """
+def read_bandwidth(threads: int, *, size: Bytes, rounds: int = 3) -> float:
+    """Bytes a second that `threads` threads of this machine read from `size` bytes: the best of `rounds` passes."""
     return float(_kernels.read_bandwidth(threads, int(size), rounds))
 
 

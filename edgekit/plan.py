@@ -123,10 +123,13 @@ def make_plan(
 ) -> Plan:
     """The plan for `target`, with kernels from the catalogue if none are given.
 
+    Prefill takes `max_rows` tokens at once, or the whole context if that is shorter.
+
     Raises:
         Unsupported: a scheme that no kernel multiplies on the target.
         DoesNotFit: activations of more than 4 GiB.
     """
+    max_rows = min(max_rows, context)
     nodes = list(lowered.graph)
     tensors, index = lay_out(list(lowered.graph.initializers.values()))
     weights_bytes, kv = Bytes(end_of(tensors[-1])), kv_bytes(decoder, context)

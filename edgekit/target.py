@@ -145,9 +145,9 @@ def detect_host() -> Target:
         clusters = tuple(replace(cluster, clock_hz=int(clock) * 1000) for cluster in clusters)
     return replace(
         target,
-        clusters=_within(clusters, _usable_cores(system)),
+        clusters=_within(clusters, _usable_cores(system, Path("/sys/fs/cgroup"))),
         shared_cache_bytes=_last_cache(system / "cpu0/cache"),
-        memory=Bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        memory=_usable_memory(Path("/sys/fs/cgroup")),
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
     )
 
@@ -227,11 +227,19 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _usable_cores(system: Path) -> int:
-    """Physical cores that this process may run on: hardware threads of one core count once."""
+def _usable_cores(system: Path, group: Path) -> int:
+    """Physical cores that this process may use: threads of one core count once, and a container's quota is kept."""
     cpus = os.sched_getaffinity(0)
-    groups = {_read(system / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
-    return len(groups)
+    cores = len({_read(system / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus})
+    quota = re.match(r"(\d+) (\d+)", _read(group / "cpu.max"))
+    return cores if quota is None else max(1, min(cores, int(quota[1]) // int(quota[2])))
+
+
+def _usable_memory(group: Path) -> Bytes:
+    """The machine's memory, or what its container may use."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(group / "memory.max").strip()
+    return Bytes(min(memory, int(limit)) if limit.isdigit() else memory)
 
 
 def _within(clusters: tuple[Cluster, ...], cores: int) -> tuple[Cluster, ...]:

@@ -112,7 +112,8 @@ def test_attention_reads_keys_and_values_of_every_position_once() -> None:
 def test_the_host_is_measured_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def read(threads: int, **_: Bytes) -> float:
+    def read(threads: int, *, size: Bytes) -> float:
+        assert size <= 256 << 20
         calls.append(threads)
         return 1e9 * threads
 

@@ -92,7 +92,9 @@ def test_an_operator_never_writes_where_it_reads_or_where_another_is_still_neede
 
 def test_the_arena_holds_the_residual_and_the_widest_pair(folder: Path) -> None:
     # Beside 64 floats of residual: q|k|v (64 + 32 + 32) with attention's 64, or the gated 112.
-    assert plan(folder).arena_bytes == (64 + 128 + 64) * DEFAULT_ROWS * 4
+    made = plan(folder)
+    assert made.max_rows == 64 < DEFAULT_ROWS  # the context
+    assert made.arena_bytes == (64 + 128 + 64) * 64 * 4
 
 
 def test_the_kv_cache_takes_two_bytes_for_each_element_of_keys_and_values(folder: Path) -> None:
@@ -213,7 +215,7 @@ def test_decoding_takes_the_threads_that_read_memory_fastest(folder: Path) -> No
 def test_no_more_than_four_gibibytes_of_activations_fit(folder: Path) -> None:
     model, decoder = lowered(folder, "llama", "q4g32", True)
     with pytest.raises(DoesNotFit, match=r"activations of 65536000 tokens at once take"):
-        make_plan(model, decoder, load_target("rpi5"), context=64, max_rows=65536_000)
+        make_plan(model, decoder, load_target("rpi5"), context=1 << 26, max_rows=65536_000)
 
 
 def test_the_default_context_is_the_models_up_to_2048(folder: Path) -> None:

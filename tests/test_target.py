@@ -1,10 +1,12 @@
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgekit import target
 from edgekit.cores import data_folder, find_isa, known_features, known_isas, load_core, macs_per_cycle
 from edgekit.errors import Damaged, TargetMissing
 from edgekit.schema import problems
@@ -12,7 +14,6 @@ from edgekit.target import Cluster, Rate, describe_host, detect_host, load_targe
 
 ROOT = Path(__file__).parents[1]
 BOARDS = [name for name in target_names() if name != "host"]
-MACHINE = {"aarch64": "aarch64", "x86_64": "x86_64"}
 
 
 def cpuinfo(name: str) -> str:
@@ -27,11 +28,11 @@ def test_the_targets_of_the_issue_are_there() -> None:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_what_a_machine_says_of_itself_agrees_with_its_target(name: str) -> None:
-    target = load_target(name)
-    read = describe_host(cpuinfo(name), target.architecture)
-    assert read.features == target.features
-    assert read.best_isa == target.best_isa
-    assert {(c.core.name, c.count) for c in read.clusters} == {(c.core.name, c.count) for c in target.clusters}
+    board = load_target(name)
+    read = describe_host(cpuinfo(name), board.architecture)
+    assert read.features == board.features
+    assert read.best_isa == board.best_isa
+    assert {(c.core.name, c.count) for c in read.clusters} == {(c.core.name, c.count) for c in board.clusters}
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,9 @@ def test_what_a_machine_says_of_itself_agrees_with_its_target(name: str) -> None
     ],
 )  # fmt: skip
 def test_the_best_isa_follows_from_the_features(name: str, isa: str) -> None:
-    target = load_target(name)
-    assert target.best_isa == isa
-    assert target.isas[-1].word == "scalar"
+    board = load_target(name)
+    assert board.best_isa == isa
+    assert board.isas[-1].word == "scalar"
 
 
 def test_feature_bits_are_those_of_the_c_header() -> None:
@@ -75,6 +76,32 @@ def test_the_host_is_described_completely() -> None:
     assert host.worker_count >= 1
     assert host.clusters[0].clock_hz > 10**8
     assert host.dram == ()
+
+
+def test_a_container_gets_no_more_than_its_share(tmp_path: Path) -> None:
+    nothing = tmp_path / "none"
+    assert target._usable_cores(nothing, nothing) == len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert target._usable_cores(nothing, tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert target._usable_cores(nothing, tmp_path) == len(os.sched_getaffinity(0))
+    (tmp_path / "memory.max").write_text("268435456\n")
+    assert target._usable_memory(tmp_path) == 2**28
+    (tmp_path / "memory.max").write_text("max\n")
+    assert target._usable_memory(tmp_path) == target._usable_memory(nothing)
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    for cpu in range(4):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
+    assert target._usable_cores(tmp_path, tmp_path) == 2
+
+
+def test_fewer_cores_than_there_are_leave_the_fast_ones() -> None:
+    clusters = load_target("android-armv9").clusters[::-1]  # as Linux numbers them: the slow cores first
+    assert [(c.core.name, c.count) for c in target._within(clusters, 3)] == [("cortex_a720", 2), ("cortex_x4", 1)]
 
 
 def test_another_architecture_is_refused_by_name() -> None:
@@ -116,9 +143,9 @@ def test_the_dram_rate_is_that_of_the_listed_threads_below() -> None:
 
 def test_every_figure_has_a_source() -> None:
     for name in BOARDS:
-        target = load_target(name)
-        assert all(len(source) > 20 for source in target.sources)
-        assert all(len(rate.source) > 20 for rate in target.dram)
+        board = load_target(name)
+        assert all(len(source) > 20 for source in board.sources)
+        assert all(len(rate.source) > 20 for rate in board.dram)
     for path in (data_folder() / "cores").glob("*.toml"):
         core = load_core(path.stem)
         assert len(core.source) > 20
