@@ -100,10 +100,11 @@ void edgekit_quantize_row(size_t k, size_t k_padded, size_t group, const float* 
                           int32_t* sum);
 
 // Quantizes weights [n][k] to codes [n][k] and bf16 scales [n][groups] for the format (q8, q4, q3, q2 or t2). For each
-// group it tries `steps` >= 1 scales around max|w| / |lowest level| and keeps the first with the least squared error
-// (`importance` [k] weighs the error of each column; null for equal weights). q4 and q3 have one level more below zero
-// than above, so for them negative scales are tried as well: a scale may be negative. Code = w / scale - offset rounded
-// to nearest, ties to even, and clamped. A group of zeros has scale 0 and zero codes. k may be any; the same on every ISA.
+// group it tries `steps` scales (1 to 128), the first max|w| / |lowest level| and the others around it, and keeps the one
+// with the least squared error (`importance` [k] weighs the error of each column; null for equal weights). q4 and q3 have
+// one level more below zero than above, so for them each is tried with both signs: a scale may be negative.
+// Code = w / scale - offset, rounded to nearest, ties to even, and clamped. A group of zeros, of weights too small for a
+// scale (below 2^-100), or with one that is not finite, has scale 0 and zero codes. Any k; the same on every ISA.
 void edgekit_quantize_weights(edgekit_format format, size_t n, size_t k, size_t group, size_t steps,
                               const float* weights, const float* importance, int8_t* codes, uint16_t* scales);
 
