@@ -65,8 +65,8 @@ class Forecast:
 
     @property
     def device_bytes(self) -> Bytes:
-        """Memory that the model takes on the target: weights, KV cache of the whole context, activations."""
-        return Bytes(self.plan.weights_bytes + self.plan.kv_bytes + self.plan.arena_bytes)
+        """Memory that the model takes on the target: weights, KV cache of the whole context, activations, runner."""
+        return self.plan.device_bytes
 
     @property
     def fits(self) -> bool:

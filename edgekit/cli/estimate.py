@@ -1,15 +1,17 @@
 """`edgekit estimate`: what a model would take on a target and how fast it would run, without reading its weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from edgekit.cli import _options
-from edgekit.cli._console import show_json, show_pairs, warn
+from edgekit.cli._console import show_json, show_pairs, show_table, warn
 from edgekit.errors import DoesNotFit
+from edgekit.explain import Explained, explain
 from edgekit.pipeline import Forecast, embedded_model, forecast
 from edgekit.scheme import parse_recipe
-from edgekit.units import Bytes
+from edgekit.units import Bytes, Seconds
 
 
 @click.command
@@ -17,8 +19,9 @@ from edgekit.units import Bytes
 @_options.target
 @_options.recipe
 @_options.context
+@click.option("--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost.")
 @_options.as_json
-def command(model: Path | None, target: str, recipe: str, context: int | None, as_json: bool) -> None:
+def command(model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool) -> None:
     """Predict memory and speed of MODEL, a checkpoint folder, on a target.
 
     Without MODEL it is the checkpoint that comes with edgekit. Speeds are predictions, not measurements.
@@ -30,6 +33,8 @@ def command(model: Path | None, target: str, recipe: str, context: int | None, a
         show_json(_as_json(found))
     else:
         show_pairs(_pairs(found))
+        if explained:
+            _show_choices(explain(found.predicted))
     if not found.fits:
         raise does_not_fit(found)
 
@@ -53,6 +58,7 @@ def _as_json(found: Forecast) -> dict[str, object]:
         "weights_bytes": plan.weights_bytes,
         "kv_bytes": plan.kv_bytes,
         "arena_bytes": plan.arena_bytes,
+        "overhead_bytes": plan.overhead_bytes,
         "total_bytes": found.device_bytes,
         "memory_bytes": found.target.memory,
         "fits": found.fits,
@@ -63,6 +69,7 @@ def _as_json(found: Forecast) -> dict[str, object]:
         },
         "isa": plan.isa,
         "kernels": list(plan.kernels),
+        "products": [product.as_json() for product in explain(found.predicted)],
         "notes": [*found.quant.notes, *found.predicted.notes],
     }
 
@@ -76,6 +83,7 @@ def _pairs(found: Forecast) -> list[tuple[str, object]]:
         ("weights", plan.weights_bytes),
         ("KV cache", f"{plan.kv_bytes} for {plan.context} tokens"),
         ("activations", plan.arena_bytes),
+        ("runner", plan.overhead_bytes),
         ("in all", f"{found.device_bytes} of {found.target.memory}: {'fits' if found.fits else 'does not fit'}"),
         ("read a token", Bytes(plan.bytes_per_token)),
         ("decode", rate(found.predicted.decode_tokens_per_second)),
@@ -87,3 +95,17 @@ def _pairs(found: Forecast) -> list[tuple[str, object]]:
 def rate(tokens_per_second: float | None) -> str:
     """A predicted rate, labelled as one."""
     return "not predicted" if tokens_per_second is None else f"{tokens_per_second:.3g} tokens/s (predicted)"
+
+
+def _show_choices(products: Sequence[Explained]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for product in products:
+        choice = product.choice
+        what = f"{product.times} x {product.operator} {product.n} x {product.k} {product.scheme}"
+        rows.append((product.phase, what, choice.kernel.name, choice.cost.seconds or "-", choice.cost.bound))
+        rows += [("", "", f"not {loser.kernel}", _computing(loser.computing), loser.reason) for loser in choice.losers]
+    show_table(("phase", "product", "kernel", "predicted", "because"), rows)
+
+
+def _computing(seconds: Seconds | None) -> str:
+    return "-" if seconds is None else f"{seconds} of arithmetic"
