@@ -21,7 +21,9 @@ from edgekit.units import Bytes, Seconds
 @_options.context
 @click.option("--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost.")
 @_options.as_json
-def command(model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool) -> None:
+def command(
+    *, model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool
+) -> None:
     """Predict memory and speed of MODEL, a checkpoint folder, on a target.
 
     Without MODEL it is the checkpoint that comes with edgekit. Speeds are predictions, not measurements.
