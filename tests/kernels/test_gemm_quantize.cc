@@ -162,7 +162,8 @@ double least_error(const std::vector<float>& weights, double scale, const Levels
   for (float weight : weights) {
     double least = INFINITY;
     for (int code = levels.low; code <= levels.high; code++) {
-      least = std::fmin(least, value_error(weight, code, scale, levels.offset));
+      const double error = value_error(weight, code, scale, levels.offset);
+      if (error < least) least = error;
     }
     sum += least;
   }
