@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "edgekit/cpu.h"
 #include "edgekit/gemm.h"
 #include "program/crc32.h"
 #include "program/format.h"
@@ -113,6 +114,7 @@ class ProgramWriter {
   std::vector<uint8_t> tokenizer, probe;  // raw sections, empty: absent
   uint32_t bos = format::kNone;
   std::vector<uint32_t> eos;
+  uint64_t kernel_features = edgekit_cpu_features();  // of the CPU that the plan was made for
   bool fill_codes_at_random = false;  // large models: no dense numbers, codes straight from the generator
 
  private:
@@ -164,8 +166,9 @@ class ProgramWriter {
     const float spread = shape_.weight_scale * std::sqrt(3.0f / static_cast<float>(k));
     const bool is_float = format == EDGEKIT_F32 || format == EDGEKIT_F16;
     const size_t group = is_float ? 0 : shape_.group;
-    Coded coded{format, n, k, group, {}, {}, {}, random_vector(n * k, 0.0f, spread)};
+    Coded coded{format, n, k, group, {}, {}, {}, {}};
     *dense = {n, k, group, is_float, std::vector<float>(n * k), {}};
+    if (is_float) coded.floats = random_vector(n * k, 0.0f, spread);
     if (format == EDGEKIT_F32) {
       dense->values = coded.floats;
       return coded;
@@ -178,11 +181,25 @@ class ProgramWriter {
       }
       return coded;
     }
+    // Any code with any scale is a legal weight; no quantizer is needed to find some.
     const size_t groups = (k + group - 1) / group;
     coded.codes.resize(n * k);
     coded.scales.resize(n * groups);
-    edgekit_quantize_weights(format, n, k, group, 8, coded.floats.data(), nullptr, coded.codes.data(),
-                             coded.scales.data());
+    const int lowest = format == EDGEKIT_Q8   ? -127
+                       : format == EDGEKIT_Q4 ? -8
+                       : format == EDGEKIT_Q3 ? -4
+                       : format == EDGEKIT_Q2 ? -2
+                                              : -1;
+    const int highest = format == EDGEKIT_Q8 ? 127 : format == EDGEKIT_T2 ? 1 : -lowest - 1;
+    for (int8_t& code : coded.codes) {
+      code = static_cast<int8_t>(lowest + static_cast<int>(random_.below(static_cast<size_t>(highest - lowest + 1))));
+    }
+    for (uint16_t& scale : coded.scales) {
+      const float wanted = spread / static_cast<float>(highest + 1) * (1.0f + 0.5f * random_.uniform());
+      uint32_t bits;
+      std::memcpy(&bits, &wanted, 4);
+      scale = static_cast<uint16_t>(bits >> 16);
+    }
     const float offset = format == EDGEKIT_Q2 ? 0.5f : 0.0f;
     for (size_t row = 0; row < n; row++) {
       for (size_t p = 0; p < k; p++) {
@@ -241,13 +258,13 @@ class ProgramWriter {
     tile.codes.resize(coded.codes.empty() ? 0 : 16 * coded.k);
     tile.scales.resize(16 * groups);
     tile.halves.resize(coded.halves.empty() ? 0 : 16 * coded.k);
-    tile.floats.resize(16 * coded.k);
+    tile.floats.resize(coded.floats.empty() ? 0 : 16 * coded.k);
     for (size_t i = from; i < from + 16 && i < coded.n; i++) {
       const size_t to = i - from;
       if (!coded.codes.empty()) std::memcpy(&tile.codes[to * coded.k], &coded.codes[i * coded.k], coded.k);
       if (groups > 0) std::memcpy(&tile.scales[to * groups], &coded.scales[i * groups], groups * 2);
       if (!coded.halves.empty()) std::memcpy(&tile.halves[to * coded.k], &coded.halves[i * coded.k], coded.k * 2);
-      std::memcpy(&tile.floats[to * coded.k], &coded.floats[i * coded.k], coded.k * 4);
+      if (!coded.floats.empty()) std::memcpy(&tile.floats[to * coded.k], &coded.floats[i * coded.k], coded.k * 4);
     }
     return tile;
   }
@@ -260,7 +277,7 @@ class ProgramWriter {
   }
 
   uint32_t kernel(edgekit_format format, size_t rows) {
-    const edgekit_gemm_kernel* chosen = edgekit_gemm_choose(format, rows, 0);
+    const edgekit_gemm_kernel* chosen = edgekit_gemm_choose(format, rows, kernel_features);
     for (size_t i = 0; i < kernels_.size(); i++) {
       if (std::strcmp(kernels_[i].name, chosen->name) == 0) return static_cast<uint32_t>(i);
     }

@@ -1,50 +1,13 @@
 // Programs: what they compute, that nothing about the machine changes it, and that a damaged file is refused.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
 
 #include "check.h"
 #include "edgekit/program.h"
 #include "program_builder.h"
+#include "program_handles.h"
 
 namespace edgekit::testing {
 namespace {
-
-struct Freed {
-  void operator()(uint8_t* data) const { std::free(data); }
-  void operator()(edgekit_program* program) const { edgekit_program_close(program); }
-  void operator()(edgekit_session* session) const { edgekit_session_free(session); }
-};
-
-using Bytes = std::unique_ptr<uint8_t, Freed>;
-using Program = std::unique_ptr<edgekit_program, Freed>;
-using Session = std::unique_ptr<edgekit_session, Freed>;
-
-// A copy that starts at a multiple of 64 bytes and ends where the data ends, so that the sanitizer sees a read past it.
-Bytes aligned(const uint8_t* data, size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, bytes > 0 ? bytes : 1) != 0) std::abort();
-  std::memcpy(memory, data, bytes);
-  return Bytes(static_cast<uint8_t*>(memory));
-}
-
-Program open(const Bytes& data, size_t bytes) {
-  edgekit_program* program = nullptr;
-  edgekit_error error{};
-  const edgekit_status status = edgekit_program_open(data.get(), bytes, &program, &error);
-  CHECK_THAT(status == EDGEKIT_OK, "%s", error.message);
-  return Program(program);
-}
-
-Session start(const Program& program, uint32_t threads, uint32_t context = 0) {
-  const edgekit_session_options options = {context, threads, threads, 5};
-  edgekit_session* session = nullptr;
-  edgekit_error error{};
-  const edgekit_status status = edgekit_session_create(program.get(), &options, &session, &error);
-  CHECK_THAT(status == EDGEKIT_OK, "%s", error.message);
-  return Session(session);
-}
 
 std::vector<uint32_t> random_tokens(size_t count, size_t vocab) {
   Random random(7);
@@ -67,7 +30,8 @@ std::vector<float> forward(edgekit_session* session, const std::vector<uint32_t>
 }
 
 struct Model {
-  explicit Model(const ModelShape& shape) : writer(shape), file(writer.write()), data(aligned(file.data(), file.size())) {
+  explicit Model(const ModelShape& shape)
+      : writer(shape), file(writer.write()), data(aligned(file.data(), file.size())) {
     program = open(data, file.size());
   }
   ProgramWriter writer;
@@ -128,8 +92,8 @@ double distance(const Model& model, size_t tokens, uint32_t threads, size_t chun
 
 // Rounding to half in the cache can fall the other way by a float's error: 2^-11 of one element among hundreds.
 constexpr double kFloatDistance = 1e-4;
-// A quantized activation can fall to the neighbouring code: 1/127 of one element.
-constexpr double kQuantizedDistance = 5e-3;
+// A quantized activation can fall to the neighbouring code: 1/127 of the largest of some tens of elements.
+constexpr double kQuantizedDistance = 1e-2;
 
 TEST(a_float_model_computes_what_the_definition_says) {
   const Model model(float_shape());
@@ -194,7 +158,7 @@ TEST(the_logits_have_the_same_bits_on_every_machine) {
       forward(start(model.program, 2).get(), random_tokens(140, shape.vocab), 100, shape.vocab);
   const uint32_t digest = crc32(reinterpret_cast<const uint8_t*>(logits.data()), logits.size() * sizeof(float));
   // From the scalar kernels on x86-64.
-  CHECK_THAT(digest == 0x78b2d86cu, "%08x", digest);
+  CHECK_THAT(digest == 0x43240749u, "%08x", digest);
 }
 
 }  // namespace
