@@ -113,10 +113,10 @@ class Session:
     """
 
     def __init__(self, model: Graph | Path, *, threads: int = 2, prepack: bool = False) -> None:
-        """`prepack` copies the weights into the layout of ONNX Runtime's kernels.
+        """`prepack` folds constants and copies the weights into the layout of ONNX Runtime's kernels.
 
         Of no use in float32 (1.1 B: 4.1 GB instead of 0.2 GB of anonymous memory, 13 s to load, equally fast), while
-        MatMulNBits has its fast kernels only with it.
+        a quantized graph (portable.py) becomes MatMulNBits, and that has its fast kernels, only with it.
         """
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if isinstance(model, Graph):
@@ -128,7 +128,9 @@ class Session:
                 _session_options(threads, prepack=prepack),
                 providers=["CPUExecutionProvider"],
                 # It would store the transposed embedding of a tied head a second time; unfolded it is fused.
-                disabled_optimizers=["ConstantFolding"],
+                disabled_optimizers=None if prepack else ["ConstantFolding"],
+                # There is nothing to fall back to, and the attempt is printed to stdout.
+                enable_fallback=0,
             )
         except BaseException:
             self.close()
@@ -214,4 +216,6 @@ def _session_options(threads: int, *, prepack: bool) -> onnxruntime.SessionOptio
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    # MatMulNBits rounds activations to int8, a scale for each group of weights: its fastest way.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     return options

@@ -72,7 +72,7 @@ def load_model(file: Path) -> ir.Model:
         model = ir.load(file)
         outside = [tensor for _, tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)]
         data_bytes = _plain_file_bytes(_data_file(file)) if outside else 0
-    except (OSError, DecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{file} cannot be read: {error}", hint="compile again") from error
     for tensor in outside:
         # ONNX's external data has led readers out of their folder before (CVE-2024-27318, CVE-2026-27489).

@@ -13,7 +13,7 @@ shifting, and multiplies by the gathered scales. A tied head and the embedding a
 INT4 for DequantizeLinear and once as UINT8 for Gather.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,9 +74,12 @@ class _Stored:
         return np.ascontiguousarray(scales.T)
 
 
-def portable_onnx(quant: QuantGraph, path: Path, *, progress: Progress | None = None) -> None:
+def portable_onnx(
+    quant: QuantGraph, path: Path, *, metadata: Mapping[str, str] | None = None, progress: Progress | None = None
+) -> None:
     """Writes the quantized graph to `path` and its larger tensors to `<path>.data`, one tensor in memory at a time."""
     portable = _Portable(quant)
+    portable.model.metadata_props.update(metadata or {})
     save_model(portable.model, path, shared=portable.shared, progress=progress)
 
 
