@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ _MOST_CONFIG_BYTES: Final = 16 << 20
 _MOST_TOKENIZER_BYTES: Final = 256 << 20  # the largest published one has 33 MiB
 _MOST_TEMPLATE_CHARACTERS: Final = 1 << 20
 _HASHED_AT_ONCE: Final = 8 << 20
+_VALUES_AT_ONCE: Final = 1 << 20  # read and widened while they are in the cache
 
 MOST_EOS_IDS: Final = 8  # what the program file has room for
 
@@ -43,6 +45,8 @@ class Checkpoint:
     tokenizer_file: Path | None
     chat_template: str | None
     bos_id: int | None  # what the tokenizer puts before a text; None: nothing
+    bos_text: str | None  # how chat templates are given the token that begins a text, and the one that ends it
+    eos_text: str | None
     eos_ids: tuple[int, ...]  # each ends a generated text; special tokens all, in rising order
     files: tuple[Path, ...]  # every file that anything above or any tensor comes from
 
@@ -68,7 +72,7 @@ class Checkpoint:
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
         """Rows `start` to `stop` of the matrix `name`, in float32."""
         info = self.tensors[name]
-        assert 0 <= start <= stop <= info.shape[0]
+        assert 0 <= start < stop <= info.shape[0]
         row_bytes = info.bytes // info.shape[0]
         values = self._read(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
         return values.reshape(stop - start, *info.shape[1:])
@@ -81,23 +85,28 @@ class Checkpoint:
             yield start, self.read_rows(name, start, min(start + step, rows))
 
     def _read(self, info: TensorInfo, offset: int, size: int) -> Float32:
-        raw = np.empty(size // _DTYPES[info.dtype].itemsize, _DTYPES[info.dtype])
+        dtype = _DTYPES[info.dtype]
+        values = np.empty(size // dtype.itemsize, np.float32)
+        read = np.empty(min(len(values), _VALUES_AT_ONCE), dtype)
         with _inside(self.path, info.file.name).open("rb", buffering=0) as stream:
             stream.seek(offset)
-            view = memoryview(raw.data).cast("B")
-            while view:
-                # One read returns at most 2 GiB on Linux.
-                count = stream.readinto(view)
-                if not count:
-                    raise Damaged(f"{info.file.name} became shorter while it was read", hint="start again")
-                view = view[count:]
-        if info.dtype == "BF16":
-            # A bf16 is the upper half of a float32.
-            widened = raw.astype(np.uint32)
-            widened <<= np.uint32(16)
-            return widened.view(np.float32)
-        values: Float32 = raw.astype(np.float32, copy=False)
+            for start in range(0, len(values), len(read)):
+                part = read[: len(values) - start]
+                _fill(memoryview(part.data).cast("B"), stream)
+                if info.dtype == "BF16":
+                    # A bf16 is the upper half of a float32.
+                    np.left_shift(part, 16, out=values[start : start + len(part)].view(np.uint32), dtype=np.uint32)
+                else:
+                    values[start : start + len(part)] = part
         return values
+
+
+def _fill(buffer: memoryview, stream: FileIO) -> None:
+    while buffer:
+        count = stream.readinto(buffer)
+        if not count:
+            raise Damaged(f"{stream.name} became shorter while it was read", hint="start again")
+        buffer = buffer[count:]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -136,6 +145,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tokenizer_file=path / "tokenizer.json" if tokenizer is not None else None,
         chat_template=_chat_template(texts, tokenizer_config),
         bos_id=bos,
+        bos_text=_token_content(tokenizer_config, "bos_token"),
+        eos_text=_token_content(tokenizer_config, "eos_token"),
         eos_ids=eos,
         files=(*texts.used, *weight_files),
     )

@@ -487,3 +487,12 @@ def test_no_flipped_bit_of_the_header_is_read_as_something_else(directory):
         else:
             found = {name: (info.shape, info.dtype, info.offset) for name, info in checkpoint.tensors.items()}
             assert found == healthy
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_damage(directory):
+    checkpoint = open_checkpoint(directory)
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    last = max(checkpoint.tensors.values(), key=lambda info: info.offset)
+    with pytest.raises(Damaged, match=r"model.safetensors became shorter while it was read"):
+        checkpoint.read(last.name)
