@@ -4,15 +4,19 @@ The section is described in kernels/tokenizer/format.h. The runner reads it in p
 in the order in which it is looked up: merges by pair, added tokens and whole words by their bytes.
 """
 
+import json
 import struct
+import subprocess
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import Unsupported
+from edgekit.chat_template import MAX_SECONDS
+from edgekit.errors import Damaged, Unsupported
 from edgekit.tokenizer_json import (
     MARKER,
     MAX_ADDED_BYTES,
@@ -42,7 +46,10 @@ def pack_tokenizer(tokenizer_json: Path) -> bytes:
         Damaged: the file is not a tokenizer.json, or contradicts itself.
         Unsupported: it asks for something the runner would not do exactly as the `tokenizers` package does.
     """
-    return pack(read_tokenizer(tokenizer_json))
+    try:
+        return pack(read_tokenizer(tokenizer_json))
+    except (Damaged, Unsupported) as error:
+        raise type(error)(f"{tokenizer_json}: {error.message}", hint=error.hint or "download it again") from None
 
 
 def pack(spec: TokenizerSpec) -> bytes:
@@ -157,3 +164,55 @@ def _laid_out(fields: Sequence[int], arrays: Sequence[Array]) -> bytes:
     if size > MAX_SECTION_BYTES:
         raise Unsupported(f"the tokenizer takes {size} bytes packed", hint=f"at most {MAX_SECTION_BYTES}")
     return header.pack(MAGIC, VERSION, size, *fields, *spans) + bytes(body)
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    bos: str | None = None,
+    eos: str | None = None,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, object]] | None = None,
+    **variables: object,
+) -> str:
+    """The prompt that a chat template makes of a conversation, as `apply_chat_template` of `transformers` does.
+
+    `messages` are mappings with `role` and `content`; other `variables` go to the template as they are. The template
+    runs in a process of its own (edgekit/chat_template.py). The prompt usually contains the start of text already.
+
+    Raises:
+        Damaged: the template takes more time, memory or text than a conversation can need.
+        Unsupported: the template fails, or says that it does not take these messages.
+    """
+    known = {
+        "messages": list(messages),
+        "add_generation_prompt": add_generation_prompt,
+        "tools": tools and list(tools),
+        "documents": None,
+        "bos_token": bos,
+        "eos_token": eos,
+        **variables,
+    }
+    # A token that the tokenizer lacks is undefined in a template, not the text "None".
+    given = {name: value for name, value in known.items() if value is not None or not name.endswith("_token")}
+    program = Path(__file__).with_name("chat_template.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(program)],
+            input=json.dumps({"template": template, "variables": given}).encode(),
+            capture_output=True,
+            check=False,
+            timeout=3 * MAX_SECONDS,  # of a busy machine; MAX_SECONDS of its own it has
+        )
+    except subprocess.TimeoutExpired:
+        raise Damaged("the chat template does not finish", hint="give the prompt without a template") from None
+    if done.returncode == 0:
+        return done.stdout.decode()
+    reason = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+    if done.returncode < 0 or reason.startswith("MemoryError"):
+        raise Damaged("the chat template takes too much time or memory", hint="give the prompt without a template")
+    raise Unsupported(
+        f"the chat template does not take these messages: {reason.removeprefix('jinja2.exceptions.')[:300]}",
+        hint="change the messages, or give the prompt without a template",
+    )

@@ -140,10 +140,7 @@ def read_tokenizer(tokenizer_json: Path) -> TokenizerSpec:
         Damaged: the file is not a tokenizer.json, or contradicts itself.
         Unsupported: it asks for something the runner would not do exactly as the `tokenizers` package does.
     """
-    try:
-        return _read(_load(tokenizer_json))
-    except (Damaged, Unsupported) as error:
-        raise type(error)(f"{tokenizer_json}: {error.message}", hint=error.hint) from None
+    return _read(_load(tokenizer_json))
 
 
 def _load(path: Path) -> Json:
@@ -229,6 +226,8 @@ def _vocab(model: Json) -> dict[str, int]:
         raise Damaged("two tokens have the same id")
     if not vocab:
         raise Damaged("the vocabulary is empty")
+    for text in vocab:
+        utf8(text)
     return vocab
 
 

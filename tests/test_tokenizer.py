@@ -1,23 +1,43 @@
 """The runner's tokenizer gives what the `tokenizers` package gives, id for id; what it cannot is refused."""
 
-import importlib.util
+import contextlib
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nasty_texts import fixed_texts, random_texts
 from tokenizers import Tokenizer
-from tokenizers_zoo import ROOT, ZOO, fixed_texts, gpt2, llama2, qwen2, random_texts, split
+from tokenizers_zoo import (
+    FLAGS,
+    LLAMA_DECODER,
+    REPLACE_SPACE,
+    ROOT,
+    ZOO,
+    added,
+    byte_level,
+    bytes_alone,
+    gpt2,
+    metaspace,
+    pieces_base,
+    sequence,
+    split,
+    template,
+)
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from edgekit.errors import Damaged, EdgekitError, Unsupported
-from edgekit.tokenizer import pack_tokenizer
+from edgekit.tokenizer import pack_tokenizer, render_chat
+from edgekit.tokenizer_json import PATTERNS
 
 FOLDER = ROOT / "kernels" / "tokenizer"
 TALES = ROOT / "edgekit" / "models" / "tales" / "tokenizer.json"
@@ -55,35 +75,27 @@ def replies(stream: bytes, size: int) -> Iterable[bytes]:
         at += 4 + count * size
 
 
-def compiled(folder: Path, *flags: str) -> Cli:
+def compiled(name: str, folder: Path, *flags: str) -> Path:
+    """tests/kernels/<name>.cc with the tokenizer, and the tables of characters beside it."""
     subprocess.run([sys.executable, FOLDER / "make_unicode_tables.py", folder / "unicode_tables.h"], check=True)
-    program = folder / "tokenizer_cli"
-    sources = [*FOLDER.glob("*.cc"), ROOT / "tests" / "kernels" / "tokenizer_cli.cc"]
+    sources = [*FOLDER.glob("*.cc"), ROOT / "tests" / "kernels" / f"{name}.cc"]
     includes = [f"-I{path}" for path in (folder, ROOT / "kernels", ROOT / "kernels" / "include")]
-    command = [
-        os.environ.get("CXX", "c++"),
-        "-std=c++20",
-        "-fno-exceptions",
-        *flags,
-        *includes,
-        *sources,
-        "-o",
-        program,
-    ]
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, "-std=c++20", "-fno-exceptions", *flags, *includes, *sources, "-o", folder / name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return Cli(program)
+    return folder / name
 
 
 @pytest.fixture(scope="session")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    return compiled(tmp_path_factory.mktemp("tokenizer"), "-O2")
+    return Cli(compiled("tokenizer_cli", tmp_path_factory.mktemp("tokenizer"), "-O2"))
 
 
 @pytest.fixture(scope="session")
-def sanitized_cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+def mutations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    return compiled(tmp_path_factory.mktemp("sanitized"), *flags)
+    return compiled("tokenizer_mutations", tmp_path_factory.mktemp("mutations"), *flags)
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ def check_equal(cli: Cli, pair: Pair, texts: list[str], *, with_template: bool =
 
 @pytest.mark.parametrize("name", ZOO)
 def test_fixed_and_random_texts_encode_as_in_the_package(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
-    texts = [*fixed_texts(), *random_texts(1, 1500)]
+    texts = [*fixed_texts(), *random_texts(1, 1500, [text for text, _ in FLAGS])]
     check_equal(cli, pairs[name], texts)
     check_equal(cli, pairs[name], texts[:200], with_template=True)
 
@@ -126,7 +138,7 @@ def test_fixed_and_random_texts_encode_as_in_the_package(name: str, cli: Cli, pa
 @pytest.mark.parametrize("name", ZOO)
 def test_ids_decode_as_in_the_package(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
     pair = pairs[name]
-    texts = [*fixed_texts(), *random_texts(2, 200)]
+    texts = [*fixed_texts(), *random_texts(2, 200, [text for text, _ in FLAGS])]
     source = random.Random(3)
     count = pair.theirs.get_vocab_size()
     ids = [encoding.ids for encoding in pair.theirs.encode_batch(texts)]
@@ -136,3 +148,296 @@ def test_ids_decode_as_in_the_package(name: str, cli: Cli, pairs: dict[str, Pair
         theirs = pair.theirs.decode_batch(ids, skip_special_tokens=skip)
         for each, mine, their in zip(ids, cli.decode(pair.ours, ids, kind), theirs, strict=True):
             assert mine == their, each
+
+
+def test_the_default_checkpoint_encodes_as_in_the_package(cli: Cli, tmp_path: Path) -> None:
+    pair = packed(json.loads(TALES.read_text()), tmp_path)
+    ids = check_equal(cli, pair, [*fixed_texts(), *random_texts(4, 3000), (ROOT / "edgekit" / "probe.txt").read_text()])
+    assert cli.decode(pair.ours, ids, "d") == pair.theirs.decode_batch(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "tekken", "deepseek_coder", "smollm2"])
+def test_characters_where_a_property_changes_encode_as_in_the_package(
+    name: str, cli: Cli, pairs: dict[str, Pair]
+) -> None:
+    tables = (cli.program.parent / "unicode_tables.h").read_text()
+    (runs,) = re.findall(r"kProperties\[\] = \{(.*)\}", tables)
+    firsts = [int(value, 16) >> 8 for value in runs.split(",")]
+    codes = sorted({code for first in firsts for code in (first - 1, first) if code >= 0 and not is_surrogate(code)})
+    texts = [f"a{chr(code)}1 {chr(code)}.\u0301{chr(code)}B\n" for code in codes]
+    check_equal(cli, pairs[name], texts)
+
+
+def is_surrogate(code: int) -> bool:
+    return 0xD800 <= code <= 0xDFFF
+
+
+@pytest.mark.parametrize("name", ["qwen2", "nfc_pieces"])
+def test_every_composing_pair_is_composed_as_in_the_package(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
+    tables = (cli.program.parent / "unicode_tables.h").read_text()
+    arrays = {
+        key: [int(value, 16) for value in row.split(",")] for key, row in re.findall(r"(k\w+)\[\] = \{(.*)\}", tables)
+    }
+    marks = [chr(value >> 8) for value in arrays["kCombining"]]
+    source = random.Random(5)
+    texts = []
+    for first, second in zip(arrays["kFirst"], arrays["kSecond"], strict=True):
+        texts.append(chr(first) + source.choice(marks) + chr(second) + source.choice(marks))
+        texts.append(chr(first) + chr(second) + "".join(source.choices(marks, k=4)))
+    texts += [chr(code) + source.choice(marks) + chr(code) for code in arrays["kDecomposable"]]
+    texts += [
+        "".join(chr(source.choice((0x1100, 0x1161, 0x11A7, 0xAC00, 0xD788)) + source.randrange(30)) for _ in range(6))
+        for _ in range(500)
+    ]
+    check_equal(cli, pairs[name], texts)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama2"])
+def test_wrong_bytes_encode_as_replacement_characters(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
+    source = random.Random(6)
+    raw = [source.randbytes(source.randint(1, 20)) for _ in range(500)]
+    text = "\u00e9\u20ac\U0001f600\ud7ff\U0010ffff".encode()
+    raw += [text[start:stop] for start in range(len(text)) for stop in range(start, len(text) + 1)]
+    raw += [b"\xc0\xaf", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80", b"a\xffb\xfe"]
+    theirs = pairs[name].theirs.encode_batch_fast(
+        [data.decode(errors="replace") for data in raw], add_special_tokens=False
+    )
+    assert cli.encode(pairs[name].ours, raw) == [encoding.ids for encoding in theirs]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "mistral_v3", "metaspace_always"])
+def test_a_stream_gives_the_text_that_was_encoded(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
+    ids = [encoding.ids for encoding in pairs[name].theirs.encode_batch(fixed_texts())]
+    assert cli.decode(pairs[name].ours, ids, "D") == pairs[name].theirs.decode_batch(ids)
+
+
+def test_a_million_letters_in_one_word_are_encoded(cli: Cli, pairs: dict[str, Pair]) -> None:
+    source = random.Random(7)
+    word = "".join(source.choices("etaoinshrdlu", k=1_000_000))
+    check_equal(cli, pairs["gpt2"], [word])
+    check_equal(cli, pairs["llama2"], [word])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_known_pattern_splits_as_in_the_package(pattern: str, cli: Cli, tmp_path: Path) -> None:
+    content = bytes_alone()
+    # Without merges every byte is a token of its own, so a second split shows where the first one cut: a piece that
+    # does not start with a space is given one.
+    content["model"]["merges"] = []
+    content["pre_tokenizer"] = sequence("pretokenizers", split(pattern), byte_level(False, add_prefix_space=True))
+    check_equal(cli, packed(content, tmp_path), [*fixed_texts(), *random_texts(8, 3000)])
+
+
+@pytest.mark.parametrize("name", ["gpt2_flagged", "qwen2_flagged", "llama2_flagged", "llama3", "nfc_pieces"])
+def test_a_damaged_section_is_refused_or_harmless(name: str, mutations: Path, pairs: dict[str, Pair]) -> None:
+    done = subprocess.run([mutations, pairs[name].ours], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_a_section_cut_short_is_refused_in_a_sentence(cli: Cli, pairs: dict[str, Pair], tmp_path: Path) -> None:
+    cut = tmp_path / "section"
+    cut.write_bytes(pairs["gpt2"].ours.read_bytes()[:-4])
+    done = cli.ask(cut, [])
+    assert done.returncode == 11  # 10 + EDGEKIT_DAMAGED
+    assert done.stderr == b"the tokenizer section is damaged: it gives another size than it has\n"
+
+
+def test_packing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert pack_tokenizer(TALES) == pack_tokenizer(TALES)
+
+
+def refusal(path: Path, content: object, kind: type[EdgekitError]) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(kind) as caught:
+        pack_tokenizer(path)
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+    return caught.value.message
+
+
+def changed(content: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """`content` with the entry at `path`, like "model.vocab", replaced."""
+    *parents, last = path.split(".")
+    inner: Any = content
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return content
+
+
+UNSUPPORTED = {
+    "model.type": ("WordPiece", "the tokenizer's model is"),
+    "model.dropout": (0.1, "has dropout 0.1"),
+    "model.continuing_subword_prefix": ("##", "continuing_subword_prefix"),
+    "model.end_of_word_suffix": ("</w>", "end_of_word_suffix"),
+    "normalizer": ({"type": "Lowercase"}, "Lowercase"),
+    "pre_tokenizer": ({"type": "Whitespace"}, "Whitespace"),
+    "decoder": (None, "decoder is null"),
+    "post_processor": ({"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}, "BertProcessing"),
+}
+
+
+@pytest.mark.parametrize("path", UNSUPPORTED)
+def test_what_cannot_be_reproduced_is_not_supported(path: str, tmp_path: Path) -> None:
+    value, expected = UNSUPPORTED[path]
+    assert expected in refusal(tmp_path / "tokenizer.json", changed(gpt2(), path, value), Unsupported)
+
+
+PRE_TOKENIZERS = {
+    "an unknown pattern": sequence("pretokenizers", split(r"\w+"), byte_level(False)),
+    "a known pattern removed": sequence("pretokenizers", split(r"\p{N}", "Removed"), byte_level(False)),
+    "bytes before a split": sequence("pretokenizers", byte_level(False), split(r"\p{N}")),
+    "a split without bytes": split(r"\p{N}"),
+    "Metaspace after a split": sequence("pretokenizers", split(r"\p{N}"), metaspace("always", True)),
+    "another marker": {**metaspace("always", True), "replacement": "_"},
+    "too many steps": sequence("pretokenizers", *[split(r"\n")] * 9, byte_level(False)),
+}
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_a_way_to_split_that_is_not_known_is_not_supported(name: str, tmp_path: Path) -> None:
+    content = changed(gpt2(), "pre_tokenizer", PRE_TOKENIZERS[name])
+    refusal(tmp_path / "tokenizer.json", content, Unsupported)
+
+
+DAMAGED = {
+    "model": ([], "'model' should be of type dict"),
+    "model.vocab": ({"a": 0, "b": 0}, "two tokens have the same id"),
+    "model.merges": ([["a", "nowhere"]], "not in the vocabulary"),
+    "model.unk_token": ("<none>", "the unknown token"),
+    "model.fuse_unk": ("yes", "'fuse_unk' should be of type bool"),
+    "added_tokens": ([added(7, "<new>")], "has id 7, and its place is"),
+    "normalizer": ([1], "one of the normalizers is not a JSON object"),
+    "post_processor": (template([("<s>", 10**6)], []), "adds an id that is not in the vocabulary"),
+}
+
+
+@pytest.mark.parametrize("path", DAMAGED)
+def test_a_file_that_contradicts_itself_is_damaged(path: str, tmp_path: Path) -> None:
+    value, expected = DAMAGED[path]
+    content = changed(pieces_base(None, REPLACE_SPACE, LLAMA_DECODER), path, value)
+    assert expected in refusal(tmp_path / "tokenizer.json", content, Damaged)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"model": 1e999}', '{"model": {"vocab": {"\\ud800": 0}, "merges": []}}']
+)
+def test_a_file_that_is_no_tokenizer_is_damaged(text: str, tmp_path: Path) -> None:
+    refusal(tmp_path / "tokenizer.json", text, Damaged)
+
+
+def test_a_tokenizer_json_with_any_value_replaced_is_packed_or_refused(tmp_path: Path) -> None:
+    """No other exception, whatever a file says."""
+    source = random.Random(9)
+    path = tmp_path / "tokenizer.json"
+    values: list[object] = [None, True, -1, 2**40, 0.5, "", "x", [], [[]], {}, {"type": 3}, "\ud800"]
+    for _ in range(400):
+        content = copied(source.choice(("llama2", "qwen2", "llama3")))
+        target, key = source.choice(list(places(content)))
+        target[key] = source.choice(values)
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(Damaged, Unsupported):
+            pack_tokenizer(path)
+
+
+def places(content: Any) -> Iterable[tuple[Any, Any]]:
+    """(container, key) of every value but the vocabulary's and the merges', of which a few stand for all."""
+    items = list(content.items() if isinstance(content, dict) else enumerate(content))
+    for key, value in items[:40]:
+        yield content, key
+        if isinstance(value, dict | list):
+            yield from places(value)
+
+
+@cache
+def written(name: str) -> str:
+    return json.dumps(ZOO[name]())
+
+
+def copied(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(written(name))
+    return content
+
+
+CONVERSATION = [
+    {"role": "system", "content": "  Be brief.\n"},
+    {"role": "user", "content": "What is <b> & 'c'? \u00e9\U0001f600"},
+    {"role": "assistant", "content": "A tag."},
+    {"role": "user", "content": "Thanks"},
+]
+TEMPLATES = {
+    "chatml": """\
+{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    "llama3": """\
+{% set loop_messages = messages %}{% for message in loop_messages %}
+{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim %}
+{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content + '<|eot_id|>' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+    "zephyr": """\
+{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\n' + message['content'] + eos_token }}
+{% else %}
+{% generation %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endgeneration %}
+{% endif %}
+{% endfor %}""",
+    "tools": """\
+{%- if tools %}{%- for tool in tools %}{{ tool | tojson }}
+{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}
+{%- set ns = namespace(last=0) %}{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if message.role == 'user' %}{%- set ns.last = index %}{% break %}{%- endif %}
+{%- endfor %}{{ ns.last }}{{ undefined }}""",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_templates_render_as_in_transformers(name: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "<\u00e9>", "parameters": {}}}]
+    (theirs,), _ = render_jinja_template(
+        [CONVERSATION],
+        tools=tools,
+        chat_template=TEMPLATES[name],
+        add_generation_prompt=True,
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    assert render_chat(TEMPLATES[name], CONVERSATION, bos="<s>", eos="</s>", tools=tools) == theirs
+
+
+def test_what_a_template_says_about_the_messages_is_shown() -> None:
+    with pytest.raises(Unsupported, match="does not take these messages: TemplateError: roles must alternate"):
+        render_chat("{{ raise_exception('roles must alternate') }}", CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10 ** 11 }}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_asks_for_too_much_is_stopped(template: str) -> None:
+    with pytest.raises(Damaged, match="too much time or memory"):
+        render_chat(template, CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% include 'README.md' %}",
+        "{% import 'x' as x %}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ namespace(_x=1) }}{% set n = namespace() %}{% set n._x = 1 %}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_itself(template: str) -> None:
+    with pytest.raises(Unsupported):
+        render_chat(template, CONVERSATION)
