@@ -32,6 +32,12 @@ PROGRAM: Final = "model.edge"
 RUNNER: Final = "edgekit-run"
 TOKENIZER: Final = "tokenizer.json"
 
+# The file that each engine runs, and what must be there with it.
+MODELS: Final[Mapping[str, str]] = {"native": PROGRAM, "onnxruntime": "model.onnx"}
+_REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
+    "native": (PROGRAM, RUNNER),
+    "onnxruntime": (MODELS["onnxruntime"], "probe", TOKENIZER),
+}
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _RENAME_EXCHANGE: Final = 2
@@ -121,11 +127,13 @@ class Bundle(Contents):
         return self.path.resolve().name
 
     @property
-    def program(self) -> Path:
-        return self.path / PROGRAM
+    def model(self) -> Path:
+        """The file that the bundle's engine runs."""
+        return self.path / MODELS[self.engine]
 
     @property
     def runner(self) -> Path:
+        """The static program that runs the model; only native bundles have one."""
         return self.path / RUNNER
 
 
@@ -157,7 +165,7 @@ class Draft:
     def publish(self, contents: Contents) -> Bundle:
         """Writes the manifest and gives the bundle its place, taking that of an older one in the same moment."""
         files = {file.name: File(Bytes(file.stat().st_size), _sha256(file)) for file in sorted(self.folder.iterdir())}
-        assert {PROGRAM, RUNNER} <= files.keys() and MANIFEST not in files
+        assert files.keys() >= {*_REQUIRED[contents.engine]} and MANIFEST not in files
         manifest = {"schema": SCHEMA, "edgekit": edgekit.__version__, **asdict(contents)}
         manifest["files"] = {name: asdict(file) for name, file in files.items()}
         (self.folder / MANIFEST).write_bytes(_canonical(manifest))
@@ -225,7 +233,9 @@ def open_bundle(path: Path) -> Bundle:
     for name in files:
         if not _NAME.fullmatch(name) or name == MANIFEST:
             raise Damaged(f"{MANIFEST} lists a file with the name {name!r}", hint="compile again")
-    for name in (PROGRAM, RUNNER):
+    if manifest["engine"] not in _REQUIRED:
+        raise Unsupported(f"{MANIFEST} names the engine {manifest['engine']!r}", hint=one_of(_REQUIRED))
+    for name in _REQUIRED[manifest["engine"]]:
         if name not in files:
             raise Damaged(f"{MANIFEST} does not list {name}", hint="compile again")
     given = {field.name: manifest[field.name] for field in fields(Contents)}

@@ -6,7 +6,9 @@ is never reported as time: those figures are null, and a warning says why.
 
 import json
 import math
+import shlex
 import statistics
+import sys
 import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +47,7 @@ _REFUSALS: dict[int, type[EdgekitError]] = {
     kind.exit_code: kind
     for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
 }
-_PROGRAM, _MODEL = "edgekit-run", "model.edge"
+_PROGRAM = "edgekit-run"
 # Beginnings of edgekit-run's warnings (devices/runner/measurement.cc) that say nothing where there is no time.
 _DOUBTS_OF_TIME = (
     "emulated",
@@ -141,24 +143,32 @@ class BenchRow:
 
 
 class Runner:
-    """A program on a device, ready to be run by the device's edgekit-run."""
+    """A model on a device, ready to be run there."""
 
-    def __init__(self, device: Device, *, program: Path, model: Path, timeout: Seconds = DEFAULT_TIMEOUT) -> None:
-        """Puts the static `program` and the `model` (a program file) on the device.
+    def __init__(
+        self, device: Device, *, model: Path, program: Path | None, timeout: Seconds = DEFAULT_TIMEOUT
+    ) -> None:
+        """Puts `model` and the static `program` that runs it on the device.
+
+        Without a program, `model` is run by ONNX Runtime in this Python, which takes the words of edgekit-run.
 
         Raises:
-            DeviceUnavailable: the program is for another machine.
+            DeviceUnavailable: the program is for another machine, or Python would have to run elsewhere.
         """
         self.device = device
         self.timeout = timeout
-        made_for, runs = elf_machine(program), device.transport.machine
-        if made_for != runs:
-            raise DeviceUnavailable(
-                f"the bundle is for {made_for}, the device '{device.name}' runs {runs}",
-                hint="--device qemu:TARGET emulates an Arm target; or compile with --target host",
-            )
-        device.transport.put(program, _PROGRAM)
-        device.transport.put(model, _MODEL)
+        self._model = model.name
+        if program is not None:
+            _check_machine(program, device)
+            device.transport.put(program, _PROGRAM)
+        else:
+            if device.name != "local":
+                raise DeviceUnavailable(
+                    f"the engine onnxruntime runs on this machine, not on '{device.name}'", hint="--device local"
+                )
+            command = shlex.join([sys.executable, "-m", "edgekit.engines.host"])
+            device.transport.write(f'#!/bin/sh\nexec {command} "$@"\n'.encode(), _PROGRAM, executable=True)
+        device.transport.put(model, self._model)
 
     def generate(
         self,
@@ -171,24 +181,21 @@ class Runner:
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         """`prompt` continued by at most `tokens` tokens; `raw` puts no token before it."""
-        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-            file = Path(folder) / "prompt"
-            file.write_text(prompt, "utf-8", newline="")
-            self.device.transport.put(file, "prompt")
-            text: list[str] = []
-            decoder = getincrementaldecoder("utf-8")("replace")
+        self.device.transport.write(prompt.encode("utf-8", "surrogateescape"), "prompt")
+        text: list[str] = []
+        decoder = getincrementaldecoder("utf-8")("replace")
 
-            def receive(chunk: bytes, final: bool = False) -> None:
-                piece = decoder.decode(chunk, final)
-                text.append(piece)
-                if on_text is not None and piece:
-                    on_text(printable(piece))
+        def receive(chunk: bytes, final: bool = False) -> None:
+            piece = decoder.decode(chunk, final)
+            text.append(piece)
+            if on_text is not None and piece:
+                on_text(printable(piece))
 
-            argv = ["--prompt-file", "prompt", "-n", str(tokens), *_sampling_options(sampling)]
-            argv += [*_thread_options(threads), *(["--raw"] if raw else []), "--json", "report.json"]
-            self._run("generate", *argv, on_stdout=receive)
-            receive(b"", final=True)
-            report = self._fetch("report.json")
+        argv = ["--prompt-file", "prompt", "-n", str(tokens), *_sampling_options(sampling)]
+        argv += [*_thread_options(threads), *(["--raw"] if raw else []), "--json", "report.json"]
+        self._run("generate", *argv, on_stdout=receive)
+        receive(b"", final=True)
+        report = self._fetch("report.json")
         return Generation(
             "".join(text).removesuffix("\n"),
             _token_list(report, "tokens"),
@@ -223,8 +230,7 @@ class Runner:
         """Logits [len(ids), vocab] of every position, teacher-forced from an empty cache; `chunk` tokens at a time."""
         with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
             folder = Path(name)
-            (folder / "tokens").write_bytes(ids.astype("<u4").tobytes())
-            self.device.transport.put(folder / "tokens", "tokens")
+            self.device.transport.write(ids.astype("<u4").tobytes(), "tokens")
             argv = ["--token-file", "tokens", "--out", "logits", *(["--chunk", str(chunk)] if chunk else [])]
             self._run("logits", *argv)
             expected = Bytes(4 * vocab * len(ids))
@@ -237,7 +243,9 @@ class Runner:
         return found.reshape(len(ids), vocab)
 
     def _run(self, command: str, *argv: str, on_stdout: Callable[[bytes], None] | None = None) -> Completed:
-        done = self.device.transport.run([_PROGRAM, command, _MODEL, *argv], timeout=self.timeout, on_stdout=on_stdout)
+        done = self.device.transport.run(
+            [_PROGRAM, command, self._model, *argv], timeout=self.timeout, on_stdout=on_stdout
+        )
         if done.returncode != 0:
             raise refusal(done)
         return done
@@ -273,7 +281,8 @@ def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TI
         DeviceUnavailable: the bundle is for another machine.
     """
     verify_bundle(bundle)
-    return Runner(device, program=bundle.path / _PROGRAM, model=bundle.path / _MODEL, timeout=timeout)
+    program = bundle.runner if bundle.engine == "native" else None
+    return Runner(device, model=bundle.model, program=program, timeout=timeout)
 
 
 def refusal(done: Completed) -> EdgekitError:
@@ -286,6 +295,15 @@ def refusal(done: Completed) -> EdgekitError:
         return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)
     kind = _REFUSALS.get(done.returncode, DeviceUnavailable)
     return kind(said or f"edgekit-run ended with code {done.returncode}", hint=hint[:_MESSAGE_LIMIT])
+
+
+def _check_machine(program: Path, device: Device) -> None:
+    made_for, runs = elf_machine(program), device.transport.machine
+    if made_for != runs:
+        raise DeviceUnavailable(
+            f"the bundle is for {made_for}, the device '{device.name}' runs {runs}",
+            hint="--device qemu:TARGET emulates an Arm target; or compile with --target host",
+        )
 
 
 def elf_machine(program: Path) -> str:

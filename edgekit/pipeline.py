@@ -7,20 +7,22 @@ where it was.
 import hashlib
 import importlib.resources
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from edgekit.bundle import Bundle, Contents, Draft, draft_bundle
+from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import PROBE_WINDOW, Tokens, make_probe
 from edgekit.cores import known_features
 from edgekit.cost import measured
+from edgekit.engines import check_engine
 from edgekit.engines.native import Extras, write_program
+from edgekit.engines.onnxruntime import write_model
 from edgekit.errors import DoesNotFit, Unsupported, UsageError
 from edgekit.graph import Session, build_graph, save_graph
 from edgekit.measure import Measurement
@@ -28,7 +30,7 @@ from edgekit.passes import lower
 from edgekit.plan import Plan, default_context, make_plan
 from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
 from edgekit.scheme import Recipe, parse_recipe
-from edgekit.selftest import Agreement, Program, try_program
+from edgekit.selftest import Agreement, Trial, native_trial, onnx_trial, try_model
 from edgekit.target import HOST, Target, load_target
 from edgekit.tokenizer import pack_tokenizer
 from edgekit.units import Bytes
@@ -47,6 +49,7 @@ class Order:
     target: str
     recipe: Recipe
     output: Path
+    engine: str = "native"
     context: int | None = None
     probe_text: str | None = None
     force: bool = False
@@ -90,10 +93,13 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A bundle, how well it agrees with the quantized graph, and how coherent it is."""
+    """A bundle, how well it agrees with the quantized graph, and how coherent it is.
+
+    `predicted` has figures by name, none for an engine whose speed and memory are not planned.
+    """
 
     bundle: Bundle
-    plan: Plan
+    predicted: Mapping[str, float | None]
     agreement: Agreement
     measurement: Measurement
 
@@ -108,19 +114,19 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         GateFailed: the bundle computes something else than the graph.
         Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
     """
+    check_engine(order.engine)
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context)
         on_forecast(found)
         check_fit(found, order.most_memory, cache.root)
-        draft.add_runner(found.target.triple)
         ids = probe_ids(found.checkpoint, order.probe_text)
         probe = _probe(found, ids, cache, progress)
         quant = _quantize(found, order.recipe, cache, progress)
-        _write(draft, found, quant, probe, progress)
-        program = Program(draft.program, draft.runner)
-        agreement, measurement = try_program(program, quant, found.target, ids, cache=cache, progress=progress)
-        bundle = draft.publish(_contents(found, measurement))
-    return Outcome(bundle, found.predicted, agreement, measurement)
+        trial = _WRITERS[order.engine](draft, found, quant, probe, progress)
+        agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
+        bundle = draft.publish(_contents(found, order.engine, measurement))
+        predicted = _predicted(found.predicted) if order.engine == "native" else {}
+    return Outcome(bundle, predicted, agreement, measurement)
 
 
 def embedded_model() -> Path:
@@ -257,40 +263,60 @@ def _quantize(found: Forecast, recipe: Recipe, cache: Cache, progress: Progress)
     return open_quantized(graph, checkpoint, recipe, folder_found)
 
 
-def _write(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> None:
+def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The program file and its runner, and where they can be tried."""
     checkpoint = found.checkpoint
     assert checkpoint.tokenizer_file is not None
-    extras = Extras(pack_tokenizer(checkpoint.tokenizer_file), probe, checkpoint.bos_id, checkpoint.eos_ids)
+    draft.add_runner(found.target.triple)
     draft.add_tokenizer(checkpoint.tokenizer_file)
+    extras = Extras(pack_tokenizer(checkpoint.tokenizer_file), probe, checkpoint.bos_id, checkpoint.eos_ids)
     write_program(found.plan, quant, extras, draft.program, progress=_part(progress, "write: pack the weights"))
+    return native_trial(found.target, draft.program, draft.runner)
 
 
-def _contents(found: Forecast, measurement: Measurement) -> Contents:
-    checkpoint, plan = found.checkpoint, found.plan
-    features = sorted(name for name, feature in known_features().items() if plan.required_features >> feature.bit & 1)
+def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The graph for stock ONNX Runtime, which is tried on this machine."""
+    checkpoint = found.checkpoint
+    assert checkpoint.tokenizer_file is not None
+    draft.add_tokenizer(checkpoint.tokenizer_file)
+    report = _part(progress, "write: standard ONNX")
+    write_model(quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report)
+    return onnx_trial(draft.folder / MODELS["onnxruntime"])
+
+
+_WRITERS = {"native": _write_native, "onnxruntime": _write_onnx}
+
+
+def _contents(found: Forecast, engine: str, measurement: Measurement) -> Contents:
+    checkpoint, plan, is_native = found.checkpoint, found.plan, engine == "native"
+    features = [name for name, feature in known_features().items() if plan.required_features >> feature.bit & 1]
     return Contents(
         target=plan.target,
         triple=found.target.triple,
-        engine="native",
+        engine=engine,
         recipe=str(found.quant.recipe),
         made_from=found.quant.made_from,
         context=plan.context,
-        required_features=tuple(features),
+        required_features=tuple(sorted(features)) if is_native else (),
         chat_template=checkpoint.chat_template,
-        bos=None,
-        eos=None,
+        bos=checkpoint.bos_text,
+        eos=checkpoint.eos_text,
         bos_id=checkpoint.bos_id,
         eos_ids=checkpoint.eos_ids,
-        predicted={
-            "weights_bytes": plan.weights_bytes,
-            "kv_bytes": plan.kv_bytes,
-            "arena_bytes": plan.arena_bytes,
-            "bytes_per_token": plan.bytes_per_token,
-            "decode_tokens_per_second": plan.decode_tokens_per_second,
-            "prefill_tokens_per_second": plan.prefill_tokens_per_second,
-        },
+        predicted=_predicted(plan) if is_native else {},
         coherence=measurement.coherence,
     )
+
+
+def _predicted(plan: Plan) -> dict[str, float | None]:
+    return {
+        "weights_bytes": plan.weights_bytes,
+        "kv_bytes": plan.kv_bytes,
+        "arena_bytes": plan.arena_bytes,
+        "bytes_per_token": plan.bytes_per_token,
+        "decode_tokens_per_second": plan.decode_tokens_per_second,
+        "prefill_tokens_per_second": plan.prefill_tokens_per_second,
+    }
 
 
 def _part(progress: Progress, stage: str) -> Callable[[int, int], None]:

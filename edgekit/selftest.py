@@ -1,7 +1,7 @@
 """Load what was written, run a prefill and a decode, and compare the logits with the quantized graph's.
 
-The reference has the same quantized weights and float32 activations. The program rounds activations to int8 where the
-weights are codes, and keys and values to f16, so its logits differ by a bounded share:
+The reference has the same quantized weights and float32 activations. The engines round activations to int8 where the
+weights are codes, and the native one keys and values to f16, so their logits differ by a bounded share:
 
 - A group of g activations is rounded in steps of max / 127. The error of a value is uniform within a step, so its root
   mean square is 1/sqrt(12) of it, and the group's norm is at least max: relative error <= sqrt(g) / (127 sqrt(12)).
@@ -36,6 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 TRIED_TOKENS = 16
 _STAGE = "self-test: {}"
+_REPORT = "nothing was written; please report it, with the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,41 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """A program file and the runner that will be shipped with it."""
+class Trial:
+    """A model to be tried on `device` by `program`; without one, by ONNX Runtime. `ours` is this machine's program."""
 
     model: Path
-    runner: Path
+    device: str
+    program: Path | None
+    ours: Path | None
 
 
-def try_program(
-    program: Program, quant: QuantGraph, target: Target, ids: Tokens, *, cache: Cache, progress: Progress
+def native_trial(target: Target, model: Path, runner: Path) -> Trial:
+    """The shipped runner, run here or emulated if possible; else this machine's, which computes the same bits."""
+    host = load_target(HOST)
+    ours = find_runner(host.triple)
+    if target.triple == host.triple:
+        return Trial(model, "local", runner, ours)
+    if target.qemu_cpu is not None:
+        try:
+            with open_device(f"qemu:{target.name}") as device:
+                return Trial(model, device.name, runner, ours)
+        except TargetMissing:
+            pass
+    return Trial(model, "local", ours, ours)
+
+
+def onnx_trial(model: Path) -> Trial:
+    """ONNX Runtime on this machine."""
+    return Trial(model, "local", None, None)
+
+
+def try_model(
+    trial: Trial, quant: QuantGraph, ids: Tokens, *, cache: Cache, progress: Progress
 ) -> tuple[Agreement, Measurement]:
-    """The agreement on the beginning of `ids`, and the coherence over the program's probe.
+    """The agreement on the beginning of `ids`, and the coherence over the model's probe.
 
-    The shipped runner is run here, or emulated; where neither can be, this machine's runner computes the same bits
-    from the same file. The probe is always run by this machine's runner, because it is long.
+    The probe is always run by this machine's program, because it is long.
 
     Raises:
         GateFailed: the logits are further apart than rounding explains, or depend on how the tokens were divided.
@@ -70,47 +92,25 @@ def try_program(
     tokens = ids[: min(TRIED_TOKENS, quant.graph.context)]
     progress(_STAGE.format("run the quantized graph"), 0, 0)
     expected = _graph_logits(quant, tokens, cache)
-    device, runner = find_device(target, program.runner)
-    progress(_STAGE.format(f"run the program on {device}"), 0, 0)
-    vocab = quant.graph.decoder.vocab
-    with open_device(device) as machine:
-        started = Runner(machine, program=runner, model=program.model)
-        prefilled = started.logits(tokens, vocab=vocab)
-        decoded = started.logits(tokens, vocab=vocab, chunk=1)
-    if not np.array_equal(prefilled, decoded):
+    progress(_STAGE.format(f"run the model on {trial.device}"), 0, 0)
+    vocab, layers = quant.graph.decoder.vocab, quant.graph.decoder.layers
+    with open_device(trial.device) as device:
+        runner = Runner(device, model=trial.model, program=trial.program)
+        prefilled = runner.logits(tokens, vocab=vocab)
+        decoded = runner.logits(tokens, vocab=vocab, chunk=1)
+    if trial.program is not None and not np.array_equal(prefilled, decoded):
+        raise GateFailed("the self-test failed: prefill and decode give different logits", hint=_REPORT)
+    error = max(relative_error(expected, found) for found in (prefilled, decoded))
+    agreement = Agreement(len(tokens), error, tolerance(quant.schemes.values(), layers), trial.device)
+    if not error <= agreement.tolerance:
         raise GateFailed(
-            "the self-test failed: prefill and decode give different logits", hint="please report it, with the model"
-        )
-    agreement = Agreement(
-        len(tokens),
-        relative_error(expected, prefilled),
-        tolerance(quant.schemes.values(), quant.graph.decoder.layers),
-        device,
-    )
-    if not agreement.relative_error <= agreement.tolerance:
-        raise GateFailed(
-            f"the self-test failed: the logits on {device} are {agreement.relative_error:.2%} from the quantized"
-            f" graph's, rounding explains {agreement.tolerance:.2%}",
-            hint="please report it, with the model; nothing was written",
+            f"the self-test failed: the logits on {trial.device} are {error:.2%} from the quantized graph's,"
+            f" rounding explains {agreement.tolerance:.2%}",
+            hint=_REPORT,
         )
     progress("coherence: run the probe", 0, 0)
-    with open_device("local") as machine:
-        host = Runner(machine, program=find_runner(load_target(HOST).triple), model=program.model)
-        return agreement, host.probe()
-
-
-def find_device(target: Target, runner: Path) -> tuple[str, Path]:
-    """A device here that can run the program, and the runner for it: the target's own if it runs here, else ours."""
-    host = load_target(HOST)
-    if target.triple == host.triple:
-        return "local", runner
-    if target.qemu_cpu is not None:
-        try:
-            with open_device(f"qemu:{target.name}"):
-                return f"qemu:{target.name}", runner
-        except TargetMissing:
-            pass
-    return "local", find_runner(host.triple)
+    with open_device("local") as device:
+        return agreement, Runner(device, model=trial.model, program=trial.ours).probe()
 
 
 def relative_error(expected: Logits, found: Logits) -> float:

@@ -200,6 +200,9 @@ class FakeTransport:
     def put(self, local: Path, remote: str) -> None:
         self.put_files[str(checked_remote(remote))] = local.read_bytes()
 
+    def write(self, content: bytes, remote: str, *, executable: bool = False) -> None:
+        self.put_files[str(checked_remote(remote))] = content
+
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         content = self._files[remote]
         assert len(content) <= limit
@@ -240,3 +243,9 @@ class FakeDevice(Device):
 
     def __init__(self, replies: Sequence[Reply], *, machine: str = "x86_64", emulated: bool = False) -> None:
         super().__init__("fake", FakeTransport(replies, machine=machine, emulated=emulated))
+
+
+def make_program_header(file: Path, machine: int = 62) -> Path:
+    """`file`, made into the beginning of a 64-bit ELF program for `machine`: 62 is x86-64, 183 is aarch64."""
+    file.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(11) + machine.to_bytes(2, "little") + bytes(44))
+    return file

@@ -112,7 +112,7 @@ def test_a_bundle_is_not_replaced_unless_that_is_asked_for(tmp_path: Path) -> No
         write(tmp_path / "out", b"other")
     assert caught.value.hint == "--force replaces it, -o chooses another place"
     replaced = write(tmp_path / "out", b"another", force=True)
-    assert replaced.program.read_bytes() == b"another"
+    assert replaced.model.read_bytes() == b"another"
     verify_bundle(replaced)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
 
@@ -128,7 +128,7 @@ def test_a_replacement_that_fails_leaves_the_old_bundle(tmp_path: Path) -> None:
 def test_replacing_works_on_a_file_system_that_cannot_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out")
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
-    assert write(tmp_path / "out", b"other", force=True).program.read_bytes() == b"other"
+    assert write(tmp_path / "out", b"other", force=True).model.read_bytes() == b"other"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
 
 

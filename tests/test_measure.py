@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from edgekit import errors
 from edgekit.errors import Damaged, DeviceUnavailable, GateFailed, TimedOut
 from edgekit.measure import EMULATED, BenchRow, Runner, Sampling, Threads, elf_machine, refusal
-from edgekit.testing import FakeDevice, Reply
+from edgekit.testing import FakeDevice, Reply, make_program_header
 from edgekit.transports import Completed
 from edgekit.units import Seconds
 
@@ -29,11 +28,6 @@ GREEDY = Sampling(temperature=0.0)
 PLANNED = Threads()
 
 
-def elf(path: Path, machine: int = 62) -> Path:
-    path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(11) + machine.to_bytes(2, "little") + b"\0" * 44)
-    return path
-
-
 @pytest.fixture
 def start(tmp_path):
     """A function that starts a runner on a device that gives the replies."""
@@ -41,7 +35,7 @@ def start(tmp_path):
 
     def start(*replies, **options):
         device = FakeDevice(replies, **options)
-        return Runner(device, program=elf(tmp_path / "edgekit-run"), model=tmp_path / "model.edge")
+        return Runner(device, program=make_program_header(tmp_path / "edgekit-run"), model=tmp_path / "model.edge")
 
     return start
 
@@ -116,8 +110,13 @@ def test_emulated_time_is_null_and_a_warning_says_so(start):
 def test_a_program_for_another_machine_is_refused_before_it_is_run(tmp_path):
     device = FakeDevice([], machine="aarch64")
     with pytest.raises(DeviceUnavailable, match=r"the bundle is for x86_64, the device 'fake' runs aarch64"):
-        Runner(device, program=elf(tmp_path / "edgekit-run"), model=tmp_path)
+        Runner(device, program=make_program_header(tmp_path / "edgekit-run"), model=tmp_path)
     assert device.transport.put_files == {}
+
+
+def test_onnx_runtime_is_refused_where_its_python_is_not(tmp_path):
+    with pytest.raises(DeviceUnavailable, match=r"the engine onnxruntime runs on this machine, not on 'fake'"):
+        Runner(FakeDevice([]), program=None, model=tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n" * 9, b"\x7fELF\x01" + bytes(40)])
@@ -128,7 +127,7 @@ def test_a_runner_that_is_no_program_is_damaged(tmp_path, content):
 
 
 def test_an_arm_program_is_known_by_its_header(tmp_path):
-    assert elf_machine(elf(tmp_path / "edgekit-run", 183)) == "aarch64"
+    assert elf_machine(make_program_header(tmp_path / "edgekit-run", 183)) == "aarch64"
 
 
 @pytest.mark.parametrize(

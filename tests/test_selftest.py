@@ -8,7 +8,7 @@ import pytest
 
 from edgekit.errors import TargetMissing
 from edgekit.scheme import parse_scheme
-from edgekit.selftest import find_device, relative_error, tolerance
+from edgekit.selftest import Trial, native_trial, relative_error, tolerance
 from edgekit.target import load_target
 
 
@@ -40,33 +40,40 @@ def test_float_weights_leave_the_rounding_of_the_cache():
     assert tolerance([parse_scheme("f32")], 8) == pytest.approx(4 * 2**-12, rel=1e-3)
 
 
-def test_a_target_of_this_machines_kind_runs_here(tmp_path):
-    host = load_target("host")
-    assert find_device(host, tmp_path / "runner") == ("local", tmp_path / "runner")
+@pytest.fixture
+def ours(tmp_path, monkeypatch):
+    """This machine's runner, as find_runner finds it."""
+    path = tmp_path / load_target("host").triple / "edgekit-run"
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
+    return path
+
+
+@pytest.fixture
+def on_x86():
+    if load_target("host").architecture == "aarch64":
+        pytest.skip("this machine runs Arm programs itself")
+
+
+MODEL, THEIRS = Path("model.edge"), Path("edgekit-run")
+
+
+def test_a_target_of_this_machines_kind_runs_here(ours):
+    assert native_trial(load_target("host"), MODEL, THEIRS) == Trial(MODEL, "local", THEIRS, ours)
 
 
 @pytest.mark.emulator
-def test_an_arm_target_is_emulated_with_its_own_runner(emulator, tmp_path):
-    if load_target("host").architecture == "aarch64":
-        pytest.skip("this machine is of that kind")
-    assert find_device(load_target("rpi4"), tmp_path / "runner") == ("qemu:rpi4", tmp_path / "runner")
+def test_an_arm_target_is_emulated_with_its_own_runner(emulator, ours, on_x86):
+    assert native_trial(load_target("rpi4"), MODEL, THEIRS) == Trial(MODEL, "qemu:rpi4", THEIRS, ours)
 
 
-def test_without_an_emulator_our_runner_computes_the_same_bits(monkeypatch, tmp_path):
-    if load_target("host").architecture == "aarch64":
-        pytest.skip("this machine is of that kind")
-    ours = tmp_path / load_target("host").triple / "edgekit-run"
-    ours.parent.mkdir()
-    ours.touch()
-    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
+def test_without_an_emulator_our_runner_computes_the_same_bits(ours, on_x86, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert find_device(load_target("rpi5"), Path("theirs")) == ("local", ours)
+    assert native_trial(load_target("rpi5"), MODEL, THEIRS) == Trial(MODEL, "local", ours, ours)
 
 
-def test_without_any_runner_the_refusal_says_what_to_do(monkeypatch, tmp_path):
-    if load_target("host").architecture == "aarch64":
-        pytest.skip("this machine is of that kind")
+def test_without_our_runner_the_refusal_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
-    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(TargetMissing, match="there is no edgekit-run for"):
-        find_device(load_target("rpi5"), Path("theirs"))
+        native_trial(load_target("host"), MODEL, THEIRS)

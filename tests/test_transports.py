@@ -95,6 +95,21 @@ def test_a_folder_put_on_the_device_can_be_read_there(local, tmp_path):
     assert shell(local, "cat there/file").stdout == b"content"
 
 
+def test_what_is_written_can_be_read_or_run_there(local):
+    local.write(b"content", "file")
+    local.write(b"#!/bin/sh\necho ran $1\n", "program", executable=True)
+    assert shell(local, "cat file").stdout == b"content"
+    assert local.run(["program", "well"], timeout=Seconds(20)).stdout == b"ran well\n"
+
+
+def test_writing_over_a_link_leaves_what_it_led_to_alone(local, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    local.put(tmp_path / "mine", "there")
+    local.write(b"other", "there")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert shell(local, "cat there").stdout == b"other"
+
+
 def test_a_file_the_device_wrote_is_fetched_up_to_a_limit(local, tmp_path):
     shell(local, "printf 12345 > made")
     local.get("made", tmp_path / "made", limit=Bytes(5))

@@ -6,7 +6,6 @@ unreachable; 7 integrity; 8 timeout; 9 does not fit; 130 interrupted.
 
 import errno
 import importlib
-import os
 import pkgutil
 import signal
 import sys
@@ -54,9 +53,8 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             say("edgekit: interrupted")
             return INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read the output has enough of it. Nothing may be flushed into the closed pipe at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except SystemExit:
+            # So click answers a reader of the output that has enough of it (EPIPE): no error of anyone.
             return 0
         except OSError as error:
             return _refuse(_file_error(error))

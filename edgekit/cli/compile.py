@@ -8,6 +8,7 @@ from edgekit.cache import user_cache
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
 from edgekit.cli.estimate import rate
+from edgekit.engines import ENGINES
 from edgekit.pipeline import Forecast, Order, Outcome, build, embedded_model
 from edgekit.scheme import parse_recipe
 from edgekit.units import Bytes
@@ -17,6 +18,7 @@ from edgekit.units import Bytes
 @_options.model
 @_options.target
 @_options.recipe
+@click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
 @click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe, instead of edgekit's.")
@@ -28,6 +30,7 @@ def command(
     model: Path | None,
     target: str,
     recipe: str,
+    engine: str,
     output: Path | None,
     context: int | None,
     probe_text: Path | None,
@@ -46,6 +49,7 @@ def command(
         target=target,
         recipe=parse_recipe(recipe),
         output=output or Path(f"{source.resolve().name}-{target}"),
+        engine=engine,
         context=context,
         probe_text=None if probe_text is None else read_text(probe_text),
         force=force,
@@ -75,7 +79,7 @@ def _total(outcome: Outcome) -> Bytes:
 
 
 def _as_json(outcome: Outcome) -> dict[str, object]:
-    bundle, plan, agreement = outcome.bundle, outcome.plan, outcome.agreement
+    bundle, agreement = outcome.bundle, outcome.agreement
     return {
         "bundle": str(bundle.path),
         "target": bundle.target,
@@ -83,11 +87,7 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
         "engine": bundle.engine,
         "context": bundle.context,
         "bytes": _total(outcome),
-        "weights_bytes": plan.weights_bytes,
-        "predicted": {
-            "decode_tokens_per_second": plan.decode_tokens_per_second,
-            "prefill_tokens_per_second": plan.prefill_tokens_per_second,
-        },
+        "predicted": dict(outcome.predicted),
         "self_test": {
             "ran_on": agreement.ran_on,
             "tokens": agreement.tokens,
@@ -99,12 +99,13 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
 
 
 def _pairs(outcome: Outcome) -> list[tuple[str, object]]:
-    agreement, coherence = outcome.agreement, outcome.measurement.coherence
+    agreement, coherence, predicted = outcome.agreement, outcome.measurement.coherence, outcome.predicted
+    apart = f"logits {agreement.relative_error:.2%} from the quantized graph's"
     return [
         ("bundle", f"{outcome.bundle.path}, {_total(outcome)}"),
-        ("weights", f"{outcome.plan.weights_bytes} ({outcome.bundle.recipe})"),
-        ("decode", rate(outcome.plan.decode_tokens_per_second)),
-        ("prefill", rate(outcome.plan.prefill_tokens_per_second)),
+        ("recipe", outcome.bundle.recipe),
+        ("decode", rate(predicted.get("decode_tokens_per_second"))),
+        ("prefill", rate(predicted.get("prefill_tokens_per_second"))),
         (
             "self-test",
             f"passed on {agreement.ran_on}: logits {agreement.relative_error:.2%} from the quantized graph's",

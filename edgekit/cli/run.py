@@ -8,7 +8,9 @@ from edgekit.bundle import open_bundle
 from edgekit.cli import _options
 from edgekit.cli._console import say, show_json, warn
 from edgekit.device import open_device
+from edgekit.errors import UsageError
 from edgekit.measure import Generation, Sampling, Threads, open_runner
+from edgekit.tokenizer import render_chat
 from edgekit.units import Seconds
 
 
@@ -32,6 +34,7 @@ from edgekit.units import Seconds
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the random choice.")
 @click.option("--threads", type=click.IntRange(1), help="Default: what the plan advises for the target.")
 @click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache.")
+@click.option("--chat", is_flag=True, help="TEXT is a message to the model, put into its chat template.")
 @_options.timeout
 @_options.as_json
 def command(
@@ -47,17 +50,24 @@ def command(
     seed: int,
     threads: int | None,
     context: int | None,
+    chat: bool,
     timeout: float,
     as_json: bool,
 ) -> None:
     """Continue a text with BUNDLE on a device, and show it as it comes."""
     opened = open_bundle(bundle)
+    if chat:
+        if opened.chat_template is None:
+            raise UsageError("the model of this bundle has no chat template", hint="leave --chat out")
+        message = {"role": "user", "content": prompt}
+        prompt = render_chat(opened.chat_template, [message], bos=opened.bos, eos=opened.eos)
     with open_device(device) as machine:
         found = open_runner(opened, machine, timeout=Seconds(timeout)).generate(
             prompt,
             tokens=tokens,
             sampling=Sampling(temperature, top_k, top_p, repetition_penalty, seed),
             threads=Threads(threads or 0, threads or 0, context or 0),
+            raw=chat,
             on_text=None if as_json else _stream,
         )
     if as_json:

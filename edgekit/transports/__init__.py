@@ -47,6 +47,10 @@ class Transport(Protocol):
         """Makes the file or folder `local` readable on the device as `remote`."""
         ...
 
+    def write(self, content: bytes, remote: str, *, executable: bool = False) -> None:
+        """Makes the device's file `remote`, which holds `content`."""
+        ...
+
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         """Copies the device's file `remote` to `local`, at most `limit` bytes of it: a longer one is refused."""
         ...

@@ -33,10 +33,12 @@ class Local:
         self._folder = tempfile.TemporaryDirectory(prefix="edgekit-device-")
 
     def put(self, local: Path, remote: str) -> None:
-        place = self._path(remote)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        place.symlink_to(local.resolve(strict=True))
+        self._free(remote).symlink_to(local.resolve(strict=True))
+
+    def write(self, content: bytes, remote: str, *, executable: bool = False) -> None:
+        place = self._free(remote)
+        place.write_bytes(content)
+        place.chmod(0o755 if executable else 0o644)
 
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         place = self._path(remote)
@@ -90,6 +92,13 @@ class Local:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._folder.cleanup()
+
+    def _free(self, remote: str) -> Path:
+        """The place of `remote`, where nothing is and something may be put."""
+        place = self._path(remote)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        return place
 
     def _path(self, remote: str) -> Path:
         return Path(self._folder.name) / checked_remote(remote)

@@ -1,0 +1,446 @@
+"""The command line: what goes to stdout and what to stderr, exit codes, sentences instead of tracebacks."""
+
+import csv
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgekit.cli import main
+from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_table
+from edgekit.errors import UsageError
+from edgekit.target import load_target
+from edgekit.testing import make_checkpoint
+
+COMMANDS = ["bench", "compile", "estimate", "eval", "inspect", "run", "targets", "verify"]
+COMMAND_LINE = [sys.executable, "-m", "edgekit.cli"]
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    assert "Traceback" not in done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", context=64)
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "tiny-host"
+    run("compile", model, "--target", "host", "--recipe", "q4g32", "-o", path)
+    return path
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    """A bundle that may be damaged."""
+    path = tmp_path / "copy"
+    path.mkdir()
+    for file in bundle.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+        (path / file.name).chmod(file.stat().st_mode)
+    return path
+
+
+def test_the_help_lists_these_commands_and_no_others():
+    assert sorted(main.commands) == COMMANDS
+    text = run("--help").stdout
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_of_its_own(name):
+    text = run(name, "-h").stdout
+    assert text.startswith(f"Usage: main {name} ")
+    assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence", "hint"),
+    [
+        (["targets", "toaster"], 4, "unknown target 'toaster'", "one of: host, "),
+        (["compile", "--target", "toaster"], 4, "unknown target 'toaster'", "one of: host, "),
+        (["estimate", "--target", "host", "--recipe", "q5g7"], 3, "unknown scheme 'q5g7'", "for example q4g128"),
+        (["estimate", "--target", "host", "--context", "9999"], 2, "a context of 9999 tokens", "from 1 to 256"),
+        (["estimate", "--target", "host", "--context", "0"], 2, "Invalid value for '--context'", "estimate --help"),
+        (["estimate"], 2, "Missing option '--target'", "estimate --help"),
+        (["compile", "/nowhere", "--target", "host"], 2, "/nowhere is not a directory", "config.json"),
+        (["inspect", "/nowhere"], 2, "/nowhere is not a directory", ""),
+        (["run", "/nowhere", "-p", "x"], 2, "/nowhere is not a bundle", "edgekit compile"),
+        (["verify", "/nowhere"], 2, "/nowhere is not a bundle", "edgekit compile"),
+        (["eval", "/nowhere"], 2, "/nowhere is not a bundle", "edgekit compile"),
+        (["bench", "/nowhere", "-o", "html"], 2, "'html' is not one of 'table', 'json'", "bench --help"),
+        (["targets", "--colour"], 2, "No such option", "targets --help"),
+        (["deploy"], 2, "No such command 'deploy'", "--help"),
+        (["compile", "--target", "host", "--max-ram", "lots"], 2, "'lots' is not a size", "for example 8G"),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence_a_hint_and_its_code(arguments, code, sentence, hint):
+    done = run(*arguments, code=code)
+    assert done.stdout == ""
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("edgekit: ") and sentence in first
+    assert hint in "\n".join(rest)
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "sentence"),
+    [
+        ("carrier-pigeon", 2, "unknown transport 'carrier-pigeon'"),
+        ("local:here", 2, "the device 'local' takes no address"),
+        ("qemu:toaster", 2, "qemu emulates no target 'toaster'"),
+        ("qemu", 2, "qemu emulates no target ''"),
+    ],
+)
+def test_an_unknown_device_names_the_known(bundle, device, code, sentence):
+    done = run("run", bundle, "-p", "x", "--device", device, code=code)
+    assert sentence in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.emulator
+def test_a_bundle_on_a_device_of_another_kind_is_refused(bundle, emulator):
+    if load_target("host").architecture == "aarch64":
+        pytest.skip("this machine is of that kind")
+    done = run("run", bundle, "-p", "x", "--device", "qemu:rpi4", code=6)
+    assert "the bundle is for x86_64, the device 'qemu:rpi4' runs aarch64" in done.stderr
+
+
+def test_targets_are_a_table_or_json():
+    lines = run("targets").stdout.splitlines()
+    assert lines[0].split()[:2] == ["target", "isa"]
+    found = {target["name"]: target for target in json.loads(run("targets", "--json").stdout)}
+    assert len(lines) == len(found) + 2
+    assert found["rpi5"]["qemu_cpu"] == "cortex-a76"
+    assert json.loads(run("targets", "rpi5", "--json").stdout) == found["rpi5"]
+    assert "neon_dotprod" in run("targets", "rpi5").stdout
+
+
+def test_estimate_adds_up_and_reads_no_weights(model):
+    found = json.loads(run("estimate", model, "--target", "rpi4", "--recipe", "q4g32", "--json").stdout)
+    parts = ("weights_bytes", "kv_bytes", "arena_bytes", "overhead_bytes")
+    assert found["total_bytes"] == sum(found[part] for part in parts)
+    assert found["fits"] is True
+    # Two layers, two heads of 16 for keys and for values, two bytes each, 64 positions.
+    assert found["kv_bytes"] == 2 * 2 * 2 * 16 * 2 * 64
+    assert found["predicted"]["decode_tokens_per_second"] > 0
+    assert "(predicted)" in run("estimate", model, "--target", "rpi4").stdout
+
+
+def test_an_estimate_that_does_not_fit_is_shown_and_gives_code_9(tmp_path):
+    huge = make_checkpoint(tmp_path / "huge", context=1 << 20, head_dim=128)
+    # 2 layers x 2 heads x 128 x 2 bytes x 2 (keys, values) x 2^20 positions = 2 GiB; the board has 425 MiB.
+    done = run("estimate", huge, "--target", "rpi-zero2w", "--context", 1 << 20, "--json", code=9)
+    assert json.loads(done.stdout)["kv_bytes"] == 1 << 31
+    assert "rpi-zero2w has 425.0 MiB" in done.stderr
+
+
+def test_inspect_tells_a_checkpoint_from_a_bundle(model, bundle):
+    checkpoint = json.loads(run("inspect", model, "--json").stdout)
+    assert (checkpoint["kind"], checkpoint["model_type"], checkpoint["layers"]) == ("checkpoint", "llama", 2)
+    found = json.loads(run("inspect", bundle, "--json").stdout)
+    assert (found["kind"], found["recipe"], found["target"]) == ("bundle", "q4g32,head=q4g32", "host")
+    assert "tied head" in run("inspect", model).stdout
+    assert "model.edge" in run("inspect", bundle).stdout
+
+
+def test_compile_prints_figures_on_stdout_and_stages_on_stderr(model, tmp_path):
+    done = run("compile", model, "--target", "host", "--recipe", "q8g64", "-o", tmp_path / "out", "--json")
+    found = json.loads(done.stdout)
+    assert found["recipe"] == "q8g64,head=q8g64"
+    assert found["self_test"]["relative_error"] <= found["self_test"]["tolerance"]
+    assert set(found["coherence"]) >= {"kld_mean", "same_top", "verdict"}
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("compiling tiny (") and "takes about" in first and "of memory" in first
+    assert any(line.startswith("quantize: q8g64") for line in rest)
+
+
+def test_compile_writes_where_model_and_target_say(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("compile", model, "--target", "host", "--recipe", "q4g32")
+    assert (tmp_path / "tiny-host" / "manifest.json").is_file()
+    for word in ("self-test   passed on local", "verdict", "KLD", "same top", "(predicted)"):
+        assert word in done.stdout
+    assert "tiny-host exists" in run("compile", model, "--target", "host", code=2).stderr
+
+
+def test_the_embedded_model_is_compiled_where_none_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run("compile", "--target", "host", "--json").stdout)
+    assert found["bundle"] == "tales-host"
+    assert found["coherence"]["verdict"] == "coherent"
+    assert found["coherence"]["kld_mean"] < 0.1
+
+
+def greedy(bundle, device="local", *options):
+    arguments = ["run", bundle, "--device", device, "-p", "The wind", "-n", "12", "--temperature", "0", *options]
+    return run(*arguments)
+
+
+def test_run_streams_the_text_to_stdout_and_the_rest_to_stderr(bundle):
+    found = json.loads(greedy(bundle, "local", "--json").stdout)
+    done = greedy(bundle)
+    assert len(found["tokens"]) == 12 or found["stop"] == "eos"
+    assert "12 tokens" in done.stderr and "decode" in done.stderr
+    assert found["device"]["name"] == "local"
+    assert found["memory"]["weights_bytes"] > 0
+
+
+def test_a_seed_gives_the_same_text_again_and_another_another(bundle):
+    def sampled(seed):
+        return json.loads(run("run", bundle, "-p", "The", "-n", 24, "--seed", seed, "--json").stdout)["tokens"]
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+@pytest.mark.emulator
+def test_every_target_of_this_scheme_gives_the_same_tokens(model, bundle, emulator, tmp_path):
+    expected = json.loads(greedy(bundle, "local", "--json").stdout)["tokens"]
+    for target in ("rpi-zero2w", "rpi5"):
+        run("compile", model, "--target", target, "--recipe", "q4g32", "-o", tmp_path / target)
+        done = greedy(tmp_path / target, f"qemu:{target}", "--json")
+        found = json.loads(done.stdout)
+        assert found["tokens"] == expected
+        assert found["latency"]["decode_tokens_per_second"] is None
+        assert "emulated: time has no meaning" in found["warnings"][-1]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(bundle):
+    done = run("run", bundle, "-p", "x" * 500, code=2)
+    assert "the context holds 64" in done.stderr
+
+
+def bench(bundle, *options):
+    return run("bench", bundle, "-p", 8, "-n", 4, "-r", 2, "-t", "1,2", *options).stdout
+
+
+def test_bench_gives_a_row_for_each_test_and_number_of_threads(bundle):
+    rows = json.loads(bench(bundle, "-o", "json"))
+    assert [(row["test"], row["threads"]) for row in rows] == [("pp8", 1), ("tg4", 1), ("pp8", 2), ("tg4", 2)]
+    for row in rows:
+        assert row["tokens_per_second"] > 0 and row["stddev"] >= 0
+        assert len(row["samples_seconds"]) == 2
+        assert row["weights_bytes"] > 0 and row["peak_rss_bytes"] > 0
+    assert json.loads(bench(bundle, "--json"))[0]["test"] == "pp8"
+
+
+def test_bench_writes_the_formats_it_offers(bundle):
+    assert [json.loads(line)["test"] for line in bench(bundle, "-o", "jsonl").splitlines()][:2] == ["pp8", "tg4"]
+    rows = list(csv.DictReader(io.StringIO(bench(bundle, "-o", "csv"))))
+    assert [row["test"] for row in rows][:2] == ["pp8", "tg4"] and float(rows[0]["tokens_per_second"]) > 0
+    table = bench(bundle).splitlines()
+    assert table[0].split()[:3] == ["bundle", "device", "test"] and len(table) == 6
+    markdown = bench(bundle, "-o", "md").splitlines()
+    assert markdown[1].startswith("| --- |") and len(markdown) == 6
+
+
+def test_bench_takes_lengths_that_fit_the_context_by_default(bundle):
+    rows = json.loads(run("bench", bundle, "-r", 1, "-t", 1, "-o", "json").stdout)
+    assert [row["test"] for row in rows] == ["pp64", "tg32"]
+
+
+def test_bench_refuses_lengths_beyond_the_context_and_nothing_at_all(bundle):
+    assert "are longer than the bundle's context" in run("bench", bundle, "-p", 65, code=2).stderr
+    assert "are longer than the bundle's context" in run("bench", bundle, "-d", 60, "-p", 8, code=2).stderr
+    assert "there is nothing to measure" in run("bench", bundle, "-p", 0, "-n", 0, code=2).stderr
+    assert "-t is 'two'" in run("bench", bundle, "-t", "two", code=2).stderr
+
+
+def test_the_engine_onnxruntime_writes_standard_onnx_that_runs_on_this_machine(model, bundle, tmp_path):
+    out = tmp_path / "onnx"
+    options = ("--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out, "--json")
+    compiled = json.loads(run("compile", model, *options).stdout)
+    assert compiled["self_test"]["relative_error"] <= compiled["self_test"]["tolerance"]
+    assert compiled["predicted"] == {}  # the plan is that of the native engine
+    names = {file.name for file in out.iterdir()}
+    assert names >= {"manifest.json", "model.onnx", "probe", "tokenizer.json"} and "edgekit-run" not in names
+    native = json.loads((bundle / "manifest.json").read_text())["coherence"]
+    # Same codes and scales; the engines differ by the rounding of activations and of the cache.
+    assert compiled["coherence"]["perplexity"] == pytest.approx(native["perplexity"], rel=0.02)
+    found = json.loads(greedy(out, "local", "--json").stdout)
+    assert len(found["tokens"]) == 12 or found["stop"] == "eos"
+    assert found["device"]["engine"].startswith("onnxruntime ")
+    rows = json.loads(bench(out, "-o", "json"))
+    assert {row["test"] for row in rows} == {"pp8", "tg4"} and rows[0]["tokens_per_second"] > 0
+    run("verify", out)
+    text = tmp_path / "text"
+    text.write_text("The wind is cold and the road is long.\n" * 4)
+    evaluated = json.loads(run("eval", out, "--reference", model, "--text", text, "--context", 32, "--json").stdout)
+    assert evaluated["kld_mean"] < 2
+
+
+@pytest.mark.emulator
+def test_the_engine_onnxruntime_is_refused_on_other_devices(model, emulator, tmp_path):
+    out = tmp_path / "onnx"
+    run("compile", model, "--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out)
+    done = run("run", out, "-p", "x", "--device", "qemu:rpi5", code=6)
+    assert "the engine onnxruntime runs on this machine, not on 'qemu:rpi5'" in done.stderr
+
+
+def test_a_message_is_put_into_the_chat_template(tmp_path):
+    chatty = make_checkpoint(tmp_path / "chatty", context=64)
+    config = json.loads((chatty / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ eos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} ="
+    (chatty / "tokenizer_config.json").write_text(json.dumps(config))
+    run("compile", chatty, "--target", "host", "--recipe", "q4g32", "-o", tmp_path / "out")
+    options = ("-n", 2, "--temperature", 0, "--json")
+    chat = json.loads(run("run", tmp_path / "out", "-p", "the wind", "--chat", *options).stdout)
+    plain = json.loads(run("run", tmp_path / "out", "-p", "<|endoftext|>[user] the wind =", *options).stdout)
+    assert chat["prompt_tokens"] == plain["prompt_tokens"]
+    assert chat["prompt_tokens"][0] == 0
+
+
+def test_a_message_to_a_model_without_chat_template_is_refused(bundle):
+    assert "has no chat template" in run("run", bundle, "-p", "x", "--chat", code=2).stderr
+
+
+def test_verify_counts_the_files_that_are_right(bundle):
+    assert run("verify", bundle).stdout.startswith("3 files, ")
+    assert json.loads(run("verify", bundle, "--json").stdout)["verified"] is True
+
+
+@pytest.mark.parametrize("command", [["verify"], ["run", "-p", "x"], ["bench"], ["eval"]])
+@pytest.mark.parametrize("name", ["model.edge", "edgekit-run", "tokenizer.json"])
+def test_a_bundle_with_one_wrong_byte_is_never_run(copy, command, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    done = run(command[0], copy, *command[1:], code=7)
+    assert f"{name} of the bundle is not what its manifest.json says" in done.stderr
+
+
+def test_a_truncated_file_and_a_broken_manifest_give_code_7(copy):
+    with (copy / "model.edge").open("r+b") as stream:
+        stream.truncate(1000)
+    assert "has 1000 bytes and should have" in run("verify", copy, code=7).stderr
+    (copy / "manifest.json").write_text("{")
+    assert "is not JSON" in run("verify", copy, code=7).stderr
+
+
+def test_a_command_that_takes_too_long_gives_code_8(bundle):
+    done = run("bench", bundle, "-p", 64, "-n", 32, "-r", 1000, "--timeout", 0.2, code=8)
+    assert "was still running after 200 ms" in done.stderr
+
+
+def test_a_full_disk_gives_code_9_and_a_refused_folder_code_2(monkeypatch):
+    def fail_with(number):
+        def fail(path):
+            raise OSError(number, os.strerror(number), "there")
+
+        monkeypatch.setattr("edgekit.cli.verify.open_bundle", fail)
+
+    fail_with(errno.ENOSPC)
+    assert "no space left to write there" in run("verify", "x", code=9).stderr
+    fail_with(errno.EACCES)
+    assert "there: Permission denied" in run("verify", "x", code=2).stderr
+
+
+def test_too_little_memory_gives_code_9(monkeypatch):
+    def fail(path):
+        raise MemoryError
+
+    monkeypatch.setattr("edgekit.cli.verify.open_bundle", fail)
+    assert "ran out of memory" in run("verify", "x", code=9).stderr
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    def fail(path):
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("edgekit.cli.verify.open_bundle", fail)
+    done = CliRunner().invoke(main, ["verify", "x"])
+    assert isinstance(done.exception, AssertionError)
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, tmp_path, number):
+    environment = os.environ | {"EDGEKIT_CACHE": str(tmp_path / "cache")}
+    command = [*COMMAND_LINE, "compile", str(model), "--target", "host", "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(("probe", "quantize")):
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+        assert process.wait(30) == 130
+    assert "edgekit: interrupted" in said and "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+    assert not list((tmp_path / "cache").glob(".unfinished-*"))
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    with subprocess.Popen(
+        [*COMMAND_LINE, "targets", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+def test_sizes_and_lists_are_read_as_people_write_them():
+    assert [parse_bytes(text) for text in ("8G", "500M", "1.5k", "42", "8GiB")] == [
+        8 << 30, 500 << 20, 1536, 42, 8 << 30,
+    ]  # fmt: skip
+    assert parse_counts("1,2, 4", option="-t") == (1, 2, 4)
+    for text in ("", "G", "-1", "nan", "1e99"):
+        with pytest.raises(UsageError):
+            parse_bytes(text)
+    for text in ("", "0", "1,,2", "1000001", "²"):
+        with pytest.raises(UsageError):
+            parse_counts(text, option="-t")
+
+
+def test_a_table_aligns_numbers_right_and_drops_control_characters(capsys):
+    show_table(("name", "count"), [("a\x1b[2J", 5), ("longer", 12345)])
+    assert capsys.readouterr().out.splitlines() == [
+        "name    count",
+        "------  -----",
+        "a[2J        5",
+        "longer  12345",
+    ]
+
+
+def test_stages_without_a_terminal_are_plain_lines_with_what_is_left(capsys):
+    now = [0.0]
+    with Stages(now=lambda: now[0]) as stages:
+        for second, stage, done in (
+            (0, "quantize", 0),
+            (5, "quantize", 10),
+            (11, "quantize", 25),
+            (12, "quantize", 30),
+        ):
+            now[0] = second
+            stages(stage, done, 100)
+        now[0] = 40.0
+        stages("write", 0, 0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "quantize ...",
+        "quantize: 25% after 11 s, about 33 s left",
+        "quantize: done in 40 s, 40 s since the start",
+        "write ...",
+    ]
+
+
+def test_the_embedded_model_is_part_of_the_package():
+    import edgekit
+
+    assert (Path(edgekit.__file__).parent / "models" / "tales" / "config.json").is_file()
+    assert (Path(edgekit.__file__).parent / "probe.txt").is_file()

@@ -1,0 +1,238 @@
+"""The whole flow: what it writes, what it refuses, and what an interruption leaves."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgekit import pipeline
+from edgekit.bundle import open_bundle, verify_bundle
+from edgekit.cache import Cache
+from edgekit.checkpoint import open_checkpoint
+from edgekit.errors import DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
+from edgekit.pipeline import Order, build, check_fit, forecast, is_made_from, probe_ids, probe_text, tokens_of
+from edgekit.scheme import parse_recipe
+from edgekit.target import Rate
+from edgekit.testing import make_checkpoint
+from edgekit.units import Bytes
+
+TEXT = "The ferry left the harbour a little before six, while the lamps along the quay were still burning."
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", context=64)
+
+
+@pytest.fixture
+def order(checkpoint, tmp_path):
+    return Order(checkpoint, "host", parse_recipe("q4g32"), tmp_path / "out", probe_text=TEXT)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache", Bytes(1 << 30))
+
+
+def compiled(order, cache, seen=None):
+    stages = [] if seen is None else seen
+    return build(order, cache, lambda stage, done, total: stages.append(stage), lambda forecast: None)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_bundle_that_was_compiled_is_whole_and_says_what_it_is(order, cache):
+    outcome = compiled(order, cache)
+    bundle = open_bundle(order.output)
+    verify_bundle(bundle)
+    assert sorted(contents(order.output)) == ["edgekit-run", "manifest.json", "model.edge", "tokenizer.json"]
+    assert (bundle.target, bundle.recipe, bundle.context) == ("host", "q4g32,head=q4g32", 64)
+    assert bundle.eos_ids == (0,)
+    assert bundle.coherence == outcome.measurement.coherence
+    assert outcome.agreement.relative_error <= outcome.agreement.tolerance
+    assert is_made_from(open_checkpoint(order.model), bundle)
+
+
+def test_a_float_recipe_keeps_every_top_token(order, cache):
+    coherence = compiled(replace(order, recipe=parse_recipe("f32")), cache).measurement.coherence
+    assert coherence["same_top"] == 1.0
+    # Keys and values are rounded to 11 bits; two layers of them move a probability by far less than a thousandth.
+    assert coherence["kld_mean"] < 1e-5
+    assert coherence["perplexity"] == pytest.approx(coherence["reference_perplexity"], rel=1e-3)
+
+
+def test_compiling_twice_gives_the_same_bytes_with_and_without_finished_stages(order, cache, tmp_path):
+    compiled(order, cache)
+    compiled(replace(order, output=tmp_path / "again"), cache)
+    compiled(replace(order, output=tmp_path / "fresh"), Cache(tmp_path / "other", Bytes(1 << 30)))
+    assert contents(order.output) == contents(tmp_path / "again") == contents(tmp_path / "fresh")
+
+
+def test_no_path_of_this_machine_is_in_a_bundle(order, cache):
+    compiled(order, cache)
+    for content in contents(order.output).values():
+        assert str(order.model).encode() not in content
+
+
+def test_a_second_compile_goes_on_from_the_finished_stages(order, cache, tmp_path):
+    first, second = [], []
+    compiled(order, cache, first)
+    compiled(replace(order, target="rpi5", output=tmp_path / "arm"), cache, second)
+    assert {stage.partition(":")[0] for stage in first} == {
+        "reference", "probe", "quantize", "write", "self-test", "coherence",
+    }  # fmt: skip
+    assert {stage.partition(":")[0] for stage in second} == {"write", "self-test", "coherence"}
+
+
+@pytest.mark.parametrize("stage", ["reference", "probe", "quantize", "write", "self-test", "coherence"])
+def test_an_interrupt_at_any_stage_leaves_nothing_half_written(order, cache, tmp_path, stage):
+    def interrupt(at, done, total):
+        if at.startswith(stage):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(order, cache, interrupt, lambda forecast: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+    assert not list(cache.root.glob(".unfinished-*"))
+    resumed = []
+    compiled(order, cache, resumed)
+    verify_bundle(open_bundle(order.output))
+    stages = ["reference", "probe", "quantize", "write", "self-test", "coherence"]
+    finished = stages[: stages.index(stage)]
+    again = {at.partition(":")[0] for at in resumed}
+    assert not again & set(finished) & {"reference", "probe", "quantize"}
+
+
+def test_an_older_bundle_is_replaced_only_when_told_to(order, cache):
+    compiled(order, cache)
+    before = contents(order.output)
+    with pytest.raises(UsageError, match="exists"):
+        compiled(order, cache)
+    compiled(replace(order, force=True, recipe=parse_recipe("q8g32")), cache)
+    after = contents(order.output)
+    assert before["model.edge"] != after["model.edge"]
+    assert open_bundle(order.output).recipe == "q8g32,head=q8g32"
+
+
+def test_a_program_with_other_weights_fails_its_self_test_and_is_not_written(order, cache, monkeypatch):
+    def damaged(plan, quant, extras, path, *, progress=None):
+        name = "model.layers.0.mlp.down_proj.weight"
+        tensor = quant.tensors[name]
+        codes = np.roll(np.asarray(tensor.codes), 1, axis=1)
+        wrong = replace(quant, tensors={**quant.tensors, name: replace(tensor, codes=codes)})
+        write(plan, wrong, extras, path, progress=progress)
+
+    write = pipeline.write_program
+    monkeypatch.setattr(pipeline, "write_program", damaged)
+    with pytest.raises(GateFailed, match="the self-test failed: the logits on local are") as caught:
+        compiled(order, cache)
+    assert caught.value.exit_code == 5
+    assert not order.output.exists()
+
+
+def test_the_whole_is_refused_before_it_starts_when_it_takes_too_much_memory(order, cache):
+    stages = []
+    with pytest.raises(DoesNotFit, match=r"compiling takes .* of memory and --max-ram is 1.0 MiB") as caught:
+        compiled(replace(order, most_memory=Bytes(1 << 20)), cache, stages)
+    assert caught.value.exit_code == 9
+    assert stages == []
+
+
+def test_a_model_too_large_for_its_target_is_refused(checkpoint, cache):
+    found = forecast(checkpoint, "rpi-zero2w", parse_recipe("q4g32"), context=None)
+    assert found.fits
+    small = replace(found, target=replace(found.target, memory=Bytes(1000)))
+    with pytest.raises(DoesNotFit, match=r"the model takes .* and rpi-zero2w has 1000 B"):
+        check_fit(small, None, cache.root)
+
+
+def test_a_full_disk_is_noticed_before_it_starts(checkpoint, cache, monkeypatch):
+    found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(DoesNotFit, match=r"and 1 B are free"):
+        check_fit(found, None, cache.root)
+
+
+def test_a_forecast_reads_no_weights(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    length = int.from_bytes(weights.read_bytes()[:8], "little")
+    size = weights.stat().st_size
+    with weights.open("r+b") as stream:
+        stream.truncate(8 + length)
+        stream.truncate(size)  # every weight is now zero
+    found, expected = (forecast(path, "rpi5", parse_recipe("q4g32"), context=32) for path in (copy, checkpoint))
+    assert found.plan == expected.plan
+    assert found.device_bytes == found.plan.device_bytes
+
+
+def test_the_plan_of_the_host_does_not_depend_on_what_is_measured(checkpoint, monkeypatch):
+    def at(rate):
+        monkeypatch.setattr(
+            pipeline, "measured", lambda host: replace(host, dram=(Rate(1, rate, "measured here", "a test"),))
+        )
+        return forecast(checkpoint, "host", parse_recipe("q4g32"), context=32)
+
+    slow, fast = at(1e6), at(1e12)
+    assert slow.plan == fast.plan
+    assert slow.plan.decode_tokens_per_second is None
+    assert slow.predicted.decode_tokens_per_second is not None
+
+
+def test_an_unknown_target_is_refused_before_anything_is_written(order, cache):
+    with pytest.raises(TargetMissing, match="unknown target 'toaster'"):
+        compiled(replace(order, target="toaster"), cache)
+    assert not order.output.exists()
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", tokenizer=False)
+    with pytest.raises(Unsupported, match=r"holds no tokenizer.json"):
+        probe_ids(open_checkpoint(path), TEXT)
+
+
+def test_a_probe_text_of_one_token_is_refused(checkpoint):
+    with pytest.raises(UsageError, match="the probe text has 1 tokens, too few to predict one"):
+        probe_ids(open_checkpoint(checkpoint), "a")
+
+
+def test_the_probe_text_is_two_to_three_kilobytes_of_varied_words():
+    text = probe_text()
+    words = text.lower().split()
+    assert 2000 <= len(text) <= 3000
+    assert len(set(words)) / len(words) > 0.5
+
+
+def test_tokens_are_those_of_the_tokenizers_package(checkpoint):
+    from tokenizers import Tokenizer
+
+    expected = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
+    assert tokens_of(open_checkpoint(checkpoint), TEXT).tolist() == expected
+
+
+def test_a_bundle_of_another_checkpoint_is_known_as_such(order, cache, tmp_path):
+    compiled(order, cache)
+    other = open_checkpoint(make_checkpoint(tmp_path / "other", context=64, seed=1))
+    assert not is_made_from(other, open_bundle(order.output))
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "android-armv9"])
+def test_arm_bundles_are_tried_on_their_emulated_cpu_with_the_same_result(order, cache, emulator, target):
+    arm = compiled(replace(order, target=target), cache)
+    host = compiled(replace(order, output=order.output.with_name("host")), cache)
+    assert arm.agreement.ran_on == f"qemu:{target}"
+    assert arm.agreement.relative_error == host.agreement.relative_error
+    assert arm.measurement.coherence == host.measurement.coherence
+
+
+def test_the_manifest_is_json_with_the_predicted_figures_of_the_plan(order, cache):
+    compiled(replace(order, target="rpi4"), cache)
+    manifest = json.loads((order.output / "manifest.json").read_text())
+    plan = forecast(order.model, "rpi4", order.recipe, context=None).plan
+    assert manifest["predicted"]["weights_bytes"] == plan.weights_bytes
+    assert manifest["predicted"]["decode_tokens_per_second"] == plan.decode_tokens_per_second
