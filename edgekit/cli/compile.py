@@ -106,10 +106,7 @@ def _pairs(outcome: Outcome) -> list[tuple[str, object]]:
         ("recipe", outcome.bundle.recipe),
         ("decode", rate(predicted.get("decode_tokens_per_second"))),
         ("prefill", rate(predicted.get("prefill_tokens_per_second"))),
-        (
-            "self-test",
-            f"passed on {agreement.ran_on}: logits {agreement.relative_error:.2%} from the quantized graph's",
-        ),
+        ("self-test", f"passed on {agreement.ran_on}: {apart}"),
         ("perplexity", f"{coherence['perplexity']:.4g}, reference {coherence['reference_perplexity']:.4g}"),
         ("KLD", f"{coherence['kld_mean']:.4g} nats on average, 99 % below {coherence['kld_p99']:.4g}"),
         ("same top", f"{coherence['same_top']:.1%} of {coherence['tokens']} tokens"),
