@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from edgekit.archs import Decoder
 from edgekit.checkpoint import Checkpoint
@@ -41,6 +42,16 @@ Int64 = npt.NDArray[np.int64]
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _FILE: Final = "model.onnx"
+_RUNTIME_ERRORS: Final = (
+    states.Fail,
+    states.InvalidArgument,
+    states.InvalidGraph,
+    states.InvalidProtobuf,
+    states.NoSuchFile,
+    states.NotImplemented,
+    states.RuntimeException,
+    UnicodeDecodeError,  # one of those whose message quotes a damaged name
+)
 
 
 @dataclass(frozen=True)
@@ -119,19 +130,13 @@ class Session:
         a quantized graph (portable.py) becomes MatMulNBits, and that has its fast kernels, only with it.
         """
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if isinstance(model, Graph):
-            self._folder = tempfile.TemporaryDirectory(prefix="edgekit-")
         try:
-            file = save_graph(model, Path(self._folder.name)) if isinstance(model, Graph) and self._folder else model
-            self._session = onnxruntime.InferenceSession(
-                file,
-                _session_options(threads, prepack=prepack),
-                providers=["CPUExecutionProvider"],
-                # It would store the transposed embedding of a tied head a second time; unfolded it is fused.
-                disabled_optimizers=None if prepack else ["ConstantFolding"],
-                # There is nothing to fall back to, and the attempt is printed to stdout.
-                enable_fallback=0,
-            )
+            if isinstance(model, Graph):
+                self._folder = tempfile.TemporaryDirectory(prefix="edgekit-")
+                file = save_graph(model, Path(self._folder.name))
+            else:
+                file = model
+            self._session = _load(file, _session_options(threads, prepack=prepack), folds=prepack)
         except BaseException:
             self.close()
             raise
@@ -209,6 +214,22 @@ class Session:
         self.position += len(tokens)
         logits: Float32 = binding.get_outputs()[-1].numpy()[0]
         return logits
+
+
+def _load(file: Path, options: onnxruntime.SessionOptions, *, folds: bool) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(
+            file,
+            options,
+            providers=["CPUExecutionProvider"],
+            # It would store the transposed embedding of a tied head a second time; unfolded it is fused.
+            disabled_optimizers=None if folds else ["ConstantFolding"],
+            # There is nothing to fall back to, and the attempt is printed to stdout.
+            enable_fallback=0,
+        )
+    except _RUNTIME_ERRORS as error:
+        reason = "".join(character if character.isprintable() else "?" for character in str(error))
+        raise Damaged(f"ONNX Runtime cannot load {file}: {reason:.300}", hint="compile again") from error
 
 
 def _session_options(threads: int, *, prepack: bool) -> onnxruntime.SessionOptions:

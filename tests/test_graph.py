@@ -259,6 +259,13 @@ def test_a_file_that_is_no_graph_is_damaged(tmp_path, content):
         load_graph(tmp_path)
 
 
+def test_a_model_that_onnx_runtime_does_not_load_is_damaged(tmp_path, graph):
+    file = save_graph(graph, tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"RMSNormalization", b"RMSNormalisation"))
+    with pytest.raises(Damaged, match=r"ONNX Runtime cannot load .*INVALID_GRAPH.*RMSNormalisation"):
+        Session(file)
+
+
 def test_a_missing_graph_is_damaged(tmp_path):
     with pytest.raises(Damaged, match=r"No such file"):
         load_graph(tmp_path)
