@@ -21,6 +21,7 @@ import numpy.typing as npt
 from edgekit.archs import Decoder, find_decoder
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.safetensors import TensorInfo, parse_json, read_header
+from edgekit.special_tokens import bos_id, eos_ids, special_tokens, token_content
 
 Float32 = npt.NDArray[np.float32]
 
@@ -30,8 +31,6 @@ _MOST_TOKENIZER_BYTES: Final = 256 << 20  # the largest published one has 33 MiB
 _MOST_TEMPLATE_CHARACTERS: Final = 1 << 20
 _HASHED_AT_ONCE: Final = 8 << 20
 _VALUES_AT_ONCE: Final = 1 << 20  # read and widened while they are in the cache
-
-MOST_EOS_IDS: Final = 8  # what the program file has room for
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = texts.table("tokenizer.json", limit=_MOST_TOKENIZER_BYTES)
     tokenizer_config = texts.table("tokenizer_config.json") or {}
     generation_config = texts.table("generation_config.json") or {}
-    special = _special_tokens(tokenizer)
-    eos = _eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
-    bos = _bos_id(tokenizer, tokenizer_config, special)
+    special = special_tokens(tokenizer)
+    eos = eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
+    bos = bos_id(tokenizer, tokenizer_config, special)
     if bos is not None and bos >= decoder.vocab:
         raise Damaged(
             f"the token {bos} that begins a text is outside the vocabulary of {decoder.vocab}",
@@ -145,8 +144,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tokenizer_file=path / "tokenizer.json" if tokenizer is not None else None,
         chat_template=_chat_template(texts, tokenizer_config),
         bos_id=bos,
-        bos_text=_token_content(tokenizer_config, "bos_token"),
-        eos_text=_token_content(tokenizer_config, "eos_token"),
+        bos_text=token_content(tokenizer_config, "bos_token"),
+        eos_text=token_content(tokenizer_config, "eos_token"),
         eos_ids=eos,
         files=(*texts.used, *weight_files),
     )
@@ -291,126 +290,6 @@ def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> None:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "of a scalar"
-
-
-def _special_tokens(tokenizer: Mapping[str, object] | None) -> dict[str, int] | None:
-    """The special added tokens of tokenizer.json and their ids; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    added = tokenizer.get("added_tokens") or []
-    special: dict[str, int] = {}
-    for token in added if isinstance(added, list) else [added]:
-        if not (
-            isinstance(token, dict)
-            and isinstance(token.get("content"), str)
-            and isinstance(token.get("id"), int)
-            and isinstance(token.get("special", False), bool)
-        ):
-            raise Damaged("tokenizer.json has a malformed list of added_tokens", hint="download it again")
-        if token.get("special", False):
-            special[token["content"]] = token["id"]
-    return special
-
-
-def _eos_ids(
-    config: Mapping[str, object],
-    generation_config: Mapping[str, object],
-    tokenizer_config: Mapping[str, object],
-    vocab: int,
-    special: Mapping[str, int] | None,
-) -> tuple[int, ...]:
-    """Every id that one of the configs says ends a text, checked."""
-    found: dict[int, str] = {}
-    for table, name in ((generation_config, "generation_config.json"), (config, "config.json")):
-        given = table.get("eos_token_id")
-        for token in given if isinstance(given, list) else [] if given is None else [given]:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise Damaged(
-                    f"eos_token_id in {name} is {token!r:.40}", hint="it must be a token id or a list of them"
-                )
-            found.setdefault(token, f"eos_token_id {token} in {name}")
-    content = _token_content(tokenizer_config, "eos_token")
-    if content is not None and special is not None:
-        if content not in special:
-            raise Damaged(
-                f"eos_token '{content:.40}' in tokenizer_config.json is not a special token of tokenizer.json",
-                hint="correct eos_token, or mark it special in tokenizer.json",
-            )
-        found.setdefault(special[content], f"eos_token '{content:.40}' in tokenizer_config.json")
-    for token, source in found.items():
-        if not 0 <= token < vocab:
-            raise Damaged(f"{source} is outside the vocabulary of {vocab}", hint="correct it, or set it to null")
-        if special is not None and token not in special.values():
-            raise Damaged(
-                f"{source} is not a special token of tokenizer.json: text would end at an ordinary word",
-                hint=f"correct it; special are {_listed(special)}",
-            )
-    if len(found) > MOST_EOS_IDS:
-        raise Unsupported(f"the model has {len(found)} end-of-text ids", hint=f"at most {MOST_EOS_IDS}")
-    return tuple(sorted(found))
-
-
-def _listed(special: Mapping[str, int]) -> str:
-    shown = [f"{token} ({content:.30})" for content, token in sorted(special.items(), key=lambda item: item[1])[:6]]
-    return ", ".join(shown) + (", ..." if len(special) > 6 else "") if shown else "none"
-
-
-def _token_content(tokenizer_config: Mapping[str, object], key: str) -> str | None:
-    """A token of tokenizer_config.json, given as text or as a table with its content."""
-    token = tokenizer_config.get(key)
-    content = token.get("content") if isinstance(token, dict) else token
-    if content is not None and not isinstance(content, str):
-        raise Damaged(f"{key} in tokenizer_config.json is {token!r:.40}", hint="it must be a string")
-    return content
-
-
-def _bos_id(
-    tokenizer: Mapping[str, object] | None, tokenizer_config: Mapping[str, object], special: Mapping[str, int] | None
-) -> int | None:
-    """The token that the tokenizer puts before a text: as tokenizer_config.json says, else by its post-processor."""
-    if tokenizer is None or special is None or tokenizer_config.get("add_bos_token") is False:
-        return None
-    if tokenizer_config.get("add_bos_token") is True:
-        content = _token_content(tokenizer_config, "bos_token")
-        if content is None or content not in special:
-            raise Damaged(
-                f"bos_token {content!r:.40} in tokenizer_config.json is not a special token of tokenizer.json",
-                hint="correct bos_token, or set add_bos_token to false",
-            )
-        return special[content]
-    before = [
-        token for step in _post_processors(tokenizer.get("post_processor")) for token in _tokens_before_text(step)
-    ]
-    if len(before) > 1:
-        raise Unsupported(f"the tokenizer puts {len(before)} tokens before a text", hint="edgekit handles one, or none")
-    return before[0] if before else None
-
-
-def _post_processors(step: object) -> list[Mapping[str, object]]:
-    """A post-processor of tokenizer.json, or those a Sequence of them holds."""
-    if not isinstance(step, dict):
-        return []
-    inner = step.get("processors")
-    if step.get("type") == "Sequence" and isinstance(inner, list):
-        return [processor for processor in inner if isinstance(processor, dict)]
-    return [step]
-
-
-def _tokens_before_text(step: Mapping[str, object]) -> list[int]:
-    """The ids a TemplateProcessing step puts before a single text."""
-    if step.get("type") != "TemplateProcessing":
-        return []
-    tokens: list[int] = []
-    try:
-        for piece in step["single"]:  # type: ignore[attr-defined]
-            if "SpecialToken" not in piece:
-                break
-            tokens += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]  # type: ignore[index]
-    except (KeyError, TypeError) as error:
-        raise Damaged("tokenizer.json has a malformed TemplateProcessing", hint="download it again") from error
-    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
-        raise Damaged("tokenizer.json has a malformed TemplateProcessing", hint="download it again")
-    return tokens
 
 
 def _chat_template(texts: _Texts, tokenizer_config: Mapping[str, object]) -> str | None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.checkpoint import open_checkpoint
 from edgekit.errors import Damaged, EdgekitError, Unsupported, UsageError
-from edgekit.testing import END_OF_TEXT, make_checkpoint
+from edgekit.testing import make_checkpoint
 
 Change = Callable[[Path], None]
 
@@ -133,124 +133,6 @@ def test_a_checkpoint_is_made_to_the_same_bytes_twice(tmp_path):
     assert len(digests) == 1
 
 
-# End of text, begin of text
-
-
-def test_every_source_of_end_of_text_ids_counts(directory):
-    special = [{"id": i, "content": content, "special": True} for i, content in ((0, END_OF_TEXT), (5, "e"), (6, "f"))]
-    edit(directory / "tokenizer.json", added_tokens=special)
-    edit(directory / "config.json", eos_token_id=5)
-    edit(directory / "generation_config.json", eos_token_id=[6, 5])
-    assert open_checkpoint(directory).eos_ids == (0, 5, 6)
-
-
-def test_a_checkpoint_without_a_tokenizer_has_the_ids_of_its_configs(tmp_path):
-    checkpoint = open_checkpoint(make_checkpoint(tmp_path, tokenizer=False))
-    assert checkpoint.tokenizer_file is None
-    assert checkpoint.eos_ids == (0,)
-    assert checkpoint.bos_id is None
-
-
-def test_a_model_may_have_no_end_of_text(directory):
-    edit(directory / "config.json", eos_token_id=None)
-    (directory / "generation_config.json").unlink()
-    (directory / "tokenizer_config.json").unlink()
-    assert open_checkpoint(directory).eos_ids == ()
-
-
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_an_end_of_text_that_is_an_ordinary_token_is_damage(directory, file):
-    edit(directory / file, eos_token_id=[0, 7])
-    error = refusal(directory)
-    assert error.message.startswith(f"eos_token_id 7 in {file} is not a special token of tokenizer.json")
-    assert f"0 ({END_OF_TEXT})" in error.hint
-
-
-@pytest.mark.parametrize("token", [-1, 320, 10**30])
-def test_an_end_of_text_outside_the_vocabulary_is_damage(directory, token):
-    edit(directory / "generation_config.json", eos_token_id=token)
-    assert (
-        refusal(directory).message == f"eos_token_id {token} in generation_config.json is outside the vocabulary of 320"
-    )
-
-
-@pytest.mark.parametrize("token", ["0", True, 1.5, [[0]], {"id": 0}])
-def test_an_end_of_text_that_is_no_id_is_damage(directory, token):
-    edit(directory / "generation_config.json", eos_token_id=token)
-    assert refusal(directory).message.startswith("eos_token_id in generation_config.json is ")
-
-
-def test_an_eos_token_the_tokenizer_does_not_have_is_damage(directory):
-    edit(directory / "tokenizer_config.json", eos_token="<|im_end|>")
-    assert refusal(directory).message == (
-        "eos_token '<|im_end|>' in tokenizer_config.json is not a special token of tokenizer.json"
-    )
-
-
-def test_an_eos_token_may_be_a_table(directory):
-    edit(directory / "tokenizer_config.json", eos_token={"content": END_OF_TEXT, "lstrip": False})
-    assert open_checkpoint(directory).eos_ids == (0,)
-
-
-def test_more_end_of_text_ids_than_a_program_holds_are_unsupported(directory):
-    edit(
-        directory / "tokenizer.json",
-        added_tokens=[{"id": i, "content": f"<{i}>" if i else END_OF_TEXT, "special": True} for i in range(9)],
-    )
-    edit(directory / "config.json", eos_token_id=list(range(9)))
-    assert refusal(directory, Unsupported).message == "the model has 9 end-of-text ids"
-
-
-TEMPLATE = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-}
-
-
-def test_a_text_begins_with_what_the_post_processor_puts_before_it(directory):
-    assert open_checkpoint(directory).bos_id is None
-    for processor in (TEMPLATE, {"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}):
-        edit(directory / "tokenizer.json", post_processor=processor)
-        assert open_checkpoint(directory).bos_id == 0
-
-
-def test_add_bos_token_has_the_last_word(directory):
-    edit(directory / "tokenizer_config.json", add_bos_token=True)
-    assert open_checkpoint(directory).bos_id == 0
-    edit(directory / "tokenizer.json", post_processor=TEMPLATE)
-    edit(directory / "tokenizer_config.json", add_bos_token=False)
-    assert open_checkpoint(directory).bos_id is None
-
-
-def test_a_begin_of_text_that_the_tokenizer_does_not_have_is_damage(directory):
-    edit(directory / "tokenizer_config.json", add_bos_token=True, bos_token="<s>")
-    assert refusal(directory).message.startswith("bos_token '<s>' in tokenizer_config.json is not a special token")
-
-
-def test_a_begin_of_text_outside_the_vocabulary_is_damage(directory):
-    special_tokens = {END_OF_TEXT: {"ids": [320]}}
-    edit(directory / "tokenizer.json", post_processor=TEMPLATE | {"special_tokens": special_tokens})
-    assert refusal(directory).message == "the token 320 that begins a text is outside the vocabulary of 320"
-
-
-def test_a_chat_template_of_two_megabytes_is_damage(directory):
-    (directory / "chat_template.jinja").write_text("x" * (2 << 20))
-    assert refusal(directory).message == "the chat template has more than 1048576 characters"
-
-
-@pytest.mark.parametrize("special_tokens", [{}, {END_OF_TEXT: {"ids": ["0"]}}, {END_OF_TEXT: 0}, 7])
-def test_a_malformed_post_processor_is_damage(directory, special_tokens):
-    edit(directory / "tokenizer.json", post_processor=TEMPLATE | {"special_tokens": special_tokens})
-    assert refusal(directory).message == "tokenizer.json has a malformed TemplateProcessing"
-
-
-def test_two_tokens_before_a_text_are_unsupported(directory):
-    special_tokens = {END_OF_TEXT: {"ids": [0, 0]}}
-    edit(directory / "tokenizer.json", post_processor=TEMPLATE | {"special_tokens": special_tokens})
-    assert refusal(directory, Unsupported).message == "the tokenizer puts 2 tokens before a text"
-
-
 # Chat template
 
 
@@ -279,6 +161,11 @@ def test_a_chat_template_that_is_no_text_is_damage(directory, template):
 def test_a_chat_template_that_is_not_utf_8_is_damage(directory):
     (directory / "chat_template.jinja").write_bytes(b"\xff")
     assert refusal(directory).message == "chat_template.jinja is not UTF-8"
+
+
+def test_a_chat_template_of_two_megabytes_is_damage(directory):
+    (directory / "chat_template.jinja").write_text("x" * (2 << 20))
+    assert refusal(directory).message == "the chat template has more than 1048576 characters"
 
 
 # Directories that are refused
