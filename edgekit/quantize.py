@@ -31,6 +31,8 @@ Progress = Callable[[str, int, int], None]  # tensor at work, weights done, weig
 SCHEMA = 1
 INDEX = "quantized.json"
 
+_LARGEST_WEIGHT = 1e15
+
 
 @dataclass(frozen=True, slots=True)
 class QuantTensor:
@@ -226,6 +228,9 @@ def _fill(tensor: QuantTensor, start: int, stop: int, weights: Float32, method: 
 def _check_finite(weights: Float32, name: str) -> None:
     if not np.isfinite(weights).all():
         raise Damaged(f"{name} has weights that are not finite", hint="train or download the checkpoint again")
+    # The squared error of larger ones would overflow.
+    if np.abs(weights).max(initial=0) > _LARGEST_WEIGHT:
+        raise Damaged(f"{name} has weights above {_LARGEST_WEIGHT:g}", hint="train or download the checkpoint again")
 
 
 def _settled(tensor: QuantTensor, directory: Path | None) -> QuantTensor:

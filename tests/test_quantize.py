@@ -155,6 +155,12 @@ def test_weights_that_are_not_finite_are_refused(
         quantize(build_graph(bad, context=16), bad, parse_recipe("q4g32"))
 
 
+def test_weights_beyond_any_reason_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    bad = replaced(checkpoint, tmp_path / "bad", UP, 2e15)
+    with pytest.raises(Damaged, match=rf"{UP} has weights above 1e\+15"):
+        quantize(build_graph(bad, context=16), bad, parse_recipe("q4g32"))
+
+
 def test_weights_beyond_float16_are_refused_as_f16(checkpoint: Checkpoint, tmp_path: Path) -> None:
     large = replaced(checkpoint, tmp_path / "large", UP, 70000.0)
     graph = build_graph(large, context=16)
