@@ -196,17 +196,17 @@ def test_sizes_are_checked_before_any_digest(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"context": 0}, Damaged, "context is 0, less than 1"),
-        ({"context": "256"}, Damaged, "context is not of type integer"),
-        ({"bos": 3}, Damaged, "bos is not of type string or null"),
-        ({"surprise": 1}, Damaged, "surprise is unknown"),
+        ({"context": 0}, Damaged, "context: 0 is less than the minimum of 1"),
+        ({"context": "256"}, Damaged, "context: '256' is not of type 'integer'"),
+        ({"bos": 3}, Damaged, "bos: 3 is not of type 'string', 'null'"),
+        ({"surprise": 1}, Damaged, "'surprise' was unexpected"),
         ({"schema": 2}, Unsupported, "has schema 2, this edgekit reads 1"),
-        ({"schema": 0}, Damaged, "schema is 0, not one of 1"),
+        ({"schema": 0}, Damaged, "schema: 0 is not one of [1]"),
         ({"files": {}}, Damaged, "manifest.json does not list model.edge"),
         ({"files": {"../x": {"bytes": 1, "sha256": "a"}}}, Damaged, "lists a file with the name '../x'"),
         ({"files": {"a/b": {"bytes": 1, "sha256": "a"}}}, Damaged, "lists a file with the name 'a/b'"),
         ({"files": {"manifest.json": {"bytes": 1, "sha256": "a"}}}, Damaged, "the name 'manifest.json'"),
-        ({"files": {"x": {"bytes": -1, "sha256": "a"}}}, Damaged, "files.x.bytes is -1, less than 0"),
+        ({"files": {"x": {"bytes": -1, "sha256": "a"}}}, Damaged, "files.x.bytes: -1 is less than the minimum of 0"),
     ],
 )
 def test_a_lying_manifest_is_refused(
