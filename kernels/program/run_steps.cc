@@ -1,7 +1,8 @@
-// The interpreter. All threads walk the same steps; within a step they claim pieces of work, and a barrier ends it.
+// The interpreter. All threads walk the same steps; within a phase of a step they claim pieces of work, and the next
+// phase begins when all pieces are finished (program/threads.h).
 //
-// One token (m = 1): every thread norms and quantizes the one row for itself, which is cheaper than a barrier.
-// More rows: norm and quantization are divided by rows, with a barrier before the product.
+// One token (m = 1): every thread that gets a piece norms and quantizes the one row for itself, which is cheaper than
+// waiting. More rows: norm and quantization are a phase of their own, divided by rows.
 #include <string.h>
 
 #include <algorithm>
@@ -22,18 +23,20 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 class Worker {
  public:
-  Worker(edgekit_session& session, unsigned member)
+  Worker(edgekit_session& session, const Job& job, unsigned member, uint32_t run)
       : session_(session),
+        job_(job),
+        run_(run),
         program_(*session.program),
         info_(session.program->info),
         ops_(*session.program->ops),
         scratch_(session.scratch[member]),
-        rows_(session.rows) {}
+        rows_(job.rows) {}
 
   void run() {
     for (size_t i = 0; i < program_.step_count; ++i) {
+      first_phase_ = i * kPhasesPerStep;
       run_step(program_.steps[i]);
-      session_.team.barrier();
     }
   }
 
@@ -50,11 +53,33 @@ class Worker {
       case OperatorKind::kNormGatedLinear:
         return multiply_rows(step, 0, rows_, nullptr, 0);
       case OperatorKind::kHead:
-        if (session_.logits_rows > 0) {
-          multiply_rows(step, rows_ - session_.logits_rows, session_.logits_rows, session_.logits, info_.vocab);
+        if (job_.logits_rows > 0) {
+          multiply_rows(step, rows_ - job_.logits_rows, job_.logits_rows, job_.logits, info_.vocab);
         }
         return;
     }
+  }
+
+  // Does work(piece) for those of `pieces` that this thread gets, and returns when all are finished.
+  template <typename Work>
+  void share(size_t phase, size_t pieces, const Work& work) {
+    Team& team = session_.team;
+    for (size_t piece; (piece = team.claim(run_, first_phase_ + phase, pieces)) != Team::kNone;) {
+      work(piece);
+      team.finish(run_, first_phase_ + phase, pieces);
+    }
+    team.await(run_, first_phase_ + phase, pieces);
+  }
+
+  // The same for every row below `rows`, kRowsPerPiece of them a piece.
+  template <typename Work>
+  void share_rows(size_t phase, size_t rows, const Work& work) {
+    share(phase, (rows + kRowsPerPiece - 1) / kRowsPerPiece, [&](size_t piece) {
+      const size_t end = std::min(rows, (piece + 1) * kRowsPerPiece);
+      for (size_t row = piece * kRowsPerPiece; row < end; ++row) {
+        work(row);
+      }
+    });
   }
 
   float* row_of(const BufferUse& buffer, size_t row) const {
@@ -65,18 +90,18 @@ class Worker {
 
   void embed(const Step& step) {
     const Matrix& matrix = step.matrix[0];
-    for (size_t row = session_.team.claim(); row < rows_; row = session_.team.claim()) {
-      const uint32_t token = session_.tokens[row];
+    share_rows(0, rows_, [&](size_t row) {
+      const uint32_t token = job_.tokens[row];
       const size_t tile = token / EDGEKIT_TILE;
       edgekit_unpack_row(matrix.format, matrix.k, matrix.group, matrix.codes + tile * matrix.tile_code_bytes,
                          matrix.scales + tile * matrix.tile_scale_count, token % EDGEKIT_TILE,
                          row_of(step.output, row));
       for (size_t i = 0; i < program_.rope_count; ++i) {
         const size_t at = angles_at(i, row);
-        ops::rope_angles(info_.head_dim / 2, program_.ropes[i].inverse_frequency, float(session_.position + row),
+        ops::rope_angles(info_.head_dim / 2, program_.ropes[i].inverse_frequency, float(job_.position + row),
                          program_.ropes[i].factor, session_.cosine + at, session_.sine + at);
       }
-    }
+    });
   }
 
   size_t angles_at(size_t rope, size_t row) const { return (rope * info_.max_rows + row) * (info_.head_dim / 2); }
@@ -94,16 +119,8 @@ class Worker {
         activations[f].stride = step.input.width;
       }
     }
-    if (m == 1) {
-      form_row(step, row_of(step.input, first), 0, activations);
-    } else {
-      for (size_t piece = session_.team.claim(); piece * kRowsPerClaim < m; piece = session_.team.claim()) {
-        const size_t end = std::min(m, (piece + 1) * kRowsPerClaim);
-        for (size_t row = piece * kRowsPerClaim; row < end; ++row) {
-          form_row(step, row_of(step.input, first + row), row, activations);
-        }
-      }
-      session_.team.barrier();
+    if (m > 1) {
+      share_rows(0, m, [&](size_t row) { form_row(step, row_of(step.input, first + row), row, activations); });
     }
     multiply_pieces(step, activations, first, m, out, stride);
   }
@@ -137,7 +154,7 @@ class Worker {
 
   size_t tiles_of_piece(const Step& step, const Matrix& matrix, size_t m) const {
     const size_t unit = step.kind == OperatorKind::kNormGatedLinear ? 2 : 1;
-    const size_t balanced = matrix.tiles / (session_.active * kPiecesPerThread);
+    const size_t balanced = matrix.tiles / (job_.active * kPiecesPerThread);
     size_t most = kPrefillTiles;
     if (m == 1) {
       const size_t tile_bytes = matrix.tile_code_bytes + matrix.tile_scale_count * sizeof(uint16_t);
@@ -156,8 +173,12 @@ class Worker {
       first_piece[i + 1] = first_piece[i] + (step.matrix[i].tiles + piece_tiles[i] - 1) / piece_tiles[i];
       column[i] = i == 0 ? 0 : column[i - 1] + step.matrix[i - 1].n;
     }
-    const size_t pieces = first_piece[step.matrices];
-    for (size_t piece = session_.team.claim(); piece < pieces; piece = session_.team.claim()) {
+    bool has_formed_row = m > 1;
+    share(1, first_piece[step.matrices], [&](size_t piece) {
+      if (!has_formed_row) {
+        form_row(step, row_of(step.input, first), 0, activations);
+        has_formed_row = true;
+      }
       size_t i = 0;
       while (piece >= first_piece[i + 1]) {
         ++i;
@@ -179,7 +200,7 @@ class Worker {
           store_piece(work, m, out + column[i], stride);
           break;
       }
-    }
+    });
   }
 
   struct Piece {
@@ -306,11 +327,11 @@ class Worker {
   // Pieces: (head of the cache, block of positions). Whoever holds the last block appends the new position; whoever
   // finishes a head's last block merges the head.
   void attend_one(const Step& step) {
-    const size_t position = session_.position;
+    const size_t position = job_.position;
     const size_t first_block = first_seen(step, position) / kBlock;
     const size_t blocks = position / kBlock + 1 - first_block;
     const float* input = row_of(step.input, 0);
-    for (size_t piece = session_.team.claim(); piece < blocks * info_.kv_heads; piece = session_.team.claim()) {
+    share(1, blocks * info_.kv_heads, [&](size_t piece) {
       const size_t head = piece / blocks;
       const size_t block = first_block + piece % blocks;
       memcpy(scratch_.queries, input + head * group() * info_.head_dim, group() * info_.head_dim * sizeof(float));
@@ -332,7 +353,7 @@ class Worker {
         done.store(0, std::memory_order_relaxed);
         merge_head(step, head, blocks, partials);
       }
-    }
+    });
   }
 
   void set_seen(const Step& step, size_t query, size_t position, size_t block) {
@@ -376,18 +397,11 @@ class Worker {
 
   // First every row is rotated and appended, then pieces: (head of the cache, a few rows), the longest first.
   void attend_many(const Step& step) {
-    for (size_t piece = session_.team.claim(); piece * kRowsPerClaim < rows_; piece = session_.team.claim()) {
-      const size_t end = std::min(rows_, (piece + 1) * kRowsPerClaim);
-      for (size_t row = piece * kRowsPerClaim; row < end; ++row) {
-        append_row(step, row);
-      }
-    }
-    session_.team.barrier();
+    share_rows(0, rows_, [&](size_t row) { append_row(step, row); });
     const size_t row_blocks = (rows_ + kAttendRows - 1) / kAttendRows;
-    const size_t pieces = row_blocks * info_.kv_heads;
-    for (size_t piece = session_.team.claim(); piece < pieces; piece = session_.team.claim()) {
+    share(1, row_blocks * info_.kv_heads, [&](size_t piece) {
       attend_rows(step, piece % info_.kv_heads, (row_blocks - 1 - piece / info_.kv_heads) * kAttendRows);
-    }
+    });
   }
 
   void append_row(const Step& step, size_t row) {
@@ -397,7 +411,7 @@ class Worker {
     }
     for (size_t head = 0; head < info_.kv_heads; ++head) {
       norm_and_rotate(step, step.k_norm, row, input + (info_.heads + head) * info_.head_dim);
-      append(step, head, session_.position + row, key_in(input, head), value_in(input, head));
+      append(step, head, job_.position + row, key_in(input, head), value_in(input, head));
     }
   }
 
@@ -409,7 +423,7 @@ class Worker {
       scratch_.query_rows[i] = row_of(step.input, row) + (head * group() + i % group()) * info_.head_dim;
       start_merging(scratch_.merged + i * session_.partial_stride);
     }
-    const size_t position = session_.position + first_row;
+    const size_t position = job_.position + first_row;
     const size_t last_block = (position + rows - 1) / kBlock;
     for (size_t block = first_seen(step, position) / kBlock; block <= last_block; ++block) {
       for (size_t i = 0; i < queries; ++i) {
@@ -429,15 +443,23 @@ class Worker {
   }
 
   edgekit_session& session_;
+  const Job job_;
+  const uint32_t run_;
   const edgekit_program& program_;
   const edgekit_program_info& info_;
   const ops::Ops& ops_;
   Scratch& scratch_;
   size_t rows_;
+  size_t first_phase_ = 0;  // of the step at hand
 };
 
 }  // namespace
 
-void run_steps(edgekit_session* session, unsigned member) { Worker(*session, member).run(); }
+void run_steps(edgekit_session* session, unsigned member, uint32_t run) {
+  Job job;
+  if (session->job.read(run, &job)) {
+    Worker(*session, job, member, run).run();
+  }
+}
 
 }  // namespace edgekit

@@ -147,6 +147,10 @@ edgekit_status allocate_scratch(edgekit_session* session, edgekit_error* error) 
   return EDGEKIT_OK;
 }
 
+void run_as_member(void* session, unsigned member, uint32_t run) {
+  run_steps(static_cast<edgekit_session*>(session), member, run);
+}
+
 edgekit_status prepare(edgekit_session* session, const edgekit_session_options& options, edgekit_error* error) {
   const edgekit_program_info& info = session->program->info;
   if (options.context > info.context) {
@@ -169,13 +173,12 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
   const unsigned threads = std::max(session->decode_threads, session->prefill_threads);
   const uint32_t spin =
       options.spin_microseconds == UINT32_MAX ? kDefaultSpinMicroseconds : options.spin_microseconds;
-  if (!session->team.start(threads, spin)) {
+  const size_t phases = session->program->step_count * kPhasesPerStep;
+  if (!session->team.start(threads, phases, spin, run_as_member, session)) {
     return refuse(error, EDGEKIT_NO_MEMORY, "the system does not start %u threads", threads);
   }
   return EDGEKIT_OK;
 }
-
-void run_as_member(void* session, unsigned member) { run_steps(static_cast<edgekit_session*>(session), member); }
 
 }  // namespace
 
@@ -193,6 +196,32 @@ bool Memory::allocate(uint64_t bytes) {
 }
 
 Memory::~Memory() { free(raw_); }
+
+void PostedJob::post(uint32_t run, const Job& job) {
+  run_.store(kBeingWritten, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  tokens_.store(job.tokens, std::memory_order_relaxed);
+  rows_.store(job.rows, std::memory_order_relaxed);
+  position_.store(job.position, std::memory_order_relaxed);
+  active_.store(job.active, std::memory_order_relaxed);
+  logits_.store(job.logits, std::memory_order_relaxed);
+  logits_rows_.store(job.logits_rows, std::memory_order_relaxed);
+  run_.store(run, std::memory_order_release);
+}
+
+bool PostedJob::read(uint32_t run, Job* job) const {
+  if (run_.load(std::memory_order_acquire) != run) {
+    return false;
+  }
+  job->tokens = tokens_.load(std::memory_order_relaxed);
+  job->rows = rows_.load(std::memory_order_relaxed);
+  job->position = position_.load(std::memory_order_relaxed);
+  job->active = active_.load(std::memory_order_relaxed);
+  job->logits = logits_.load(std::memory_order_relaxed);
+  job->logits_rows = logits_rows_.load(std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return run_.load(std::memory_order_relaxed) == run;
+}
 
 size_t lay_out_activations(const ActivationForm& form, size_t rows, uint8_t* memory, Activations* activations) {
   Carver carver(memory);
@@ -289,15 +318,18 @@ edgekit_status edgekit_session_forward(edgekit_session* session, const uint32_t*
   const size_t first_wanted = count - logits_rows;
   for (size_t done = 0; done < count;) {
     const size_t rows = std::min<size_t>(count - done, info.max_rows);
-    session->tokens = tokens + done;
-    session->rows = rows;
-    session->logits_rows = done + rows > first_wanted ? std::min(rows, done + rows - first_wanted) : 0;
-    session->logits = logits;
-    session->active = rows == 1 ? session->decode_threads : session->prefill_threads;
-    session->team.run(session->active, run_as_member, session);
+    Job job;
+    job.tokens = tokens + done;
+    job.rows = rows;
+    job.position = session->position;
+    job.active = rows == 1 ? session->decode_threads : session->prefill_threads;
+    job.logits = logits;
+    job.logits_rows = done + rows > first_wanted ? std::min(rows, done + rows - first_wanted) : 0;
+    session->job.post(session->team.next_run(), job);
+    session->team.run(job.active);
     session->position += uint32_t(rows);
-    if (session->logits_rows > 0) {
-      logits += session->logits_rows * info.vocab;
+    if (job.logits_rows > 0) {
+      logits += job.logits_rows * info.vocab;
     }
     done += rows;
   }

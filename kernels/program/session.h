@@ -12,7 +12,7 @@ constexpr size_t kRowBlock = 64;       // rows of a product that a thread finish
 constexpr size_t kPrefillTiles = 4;    // tiles of a piece of work when m > 1
 constexpr size_t kMostPieceTiles = 32;  // when m == 1
 constexpr size_t kAttendRows = 8;      // rows of a piece of attention when m > 1
-constexpr size_t kRowsPerClaim = 16;   // rows normed or appended to the cache at once: keys lie in groups of 16
+constexpr size_t kRowsPerPiece = 16;   // rows normed or appended to the cache at once: keys lie in groups of 16
 
 // Zeroed memory, 64-byte aligned.
 class Memory {
@@ -57,11 +57,40 @@ struct Scratch {
   uint16_t* seen_end;                 // [queries]
 };
 
+// The rows that a run computes.
+struct Job {
+  const uint32_t* tokens = nullptr;
+  size_t rows = 0;          // m
+  size_t position = 0;      // of the first row
+  unsigned active = 1;      // threads
+  float* logits = nullptr;  // [logits_rows][vocab]
+  size_t logits_rows = 0;   // of the last rows
+};
+
+// Where a job is posted for members that may read it late, while the next one is being posted: they then get none.
+class PostedJob {
+ public:
+  void post(uint32_t run, const Job& job);
+  bool read(uint32_t run, Job* job) const;
+
+ private:
+  static constexpr uint64_t kBeingWritten = UINT64_MAX;
+  std::atomic<uint64_t> run_{kBeingWritten};
+  std::atomic<const uint32_t*> tokens_{nullptr};
+  std::atomic<size_t> rows_{0};
+  std::atomic<size_t> position_{0};
+  std::atomic<unsigned> active_{1};
+  std::atomic<float*> logits_{nullptr};
+  std::atomic<size_t> logits_rows_{0};
+};
+
+// Phases of work in each step: preparing rows, then the step itself.
+constexpr size_t kPhasesPerStep = 2;
+
 }  // namespace edgekit
 
 struct edgekit_session {
   const edgekit_program* program = nullptr;
-  edgekit::Team team;
   uint32_t decode_threads = 1;
   uint32_t prefill_threads = 1;
   uint32_t context = 0;
@@ -84,12 +113,8 @@ struct edgekit_session {
   float* partials = nullptr;                    // [kv_heads][blocks][group of heads][partial_stride]
   std::atomic<uint32_t>* blocks_done = nullptr;  // [kv_heads], one each 64 bytes
 
-  // The call in progress.
-  const uint32_t* tokens = nullptr;
-  size_t rows = 0;       // m
-  unsigned active = 1;   // threads
-  float* logits = nullptr;
-  size_t logits_rows = 0;  // of the last rows
+  edgekit::PostedJob job;
+  edgekit::Team team;  // the last member: its threads end before what they use does
 };
 
 namespace edgekit {
@@ -100,7 +125,7 @@ constexpr size_t kCounterStride = 64 / sizeof(std::atomic<uint32_t>);
 // Returns the bytes taken. `memory` may be null to measure.
 size_t lay_out_activations(const ActivationForm& form, size_t rows, uint8_t* memory, Activations* activations);
 
-// Executes the program once for session->rows tokens, as one of session->active threads.
-void run_steps(edgekit_session* session, unsigned member);
+// Executes the program for the posted job of a run, as one of its threads.
+void run_steps(edgekit_session* session, unsigned member, uint32_t run);
 
 }  // namespace edgekit

@@ -38,15 +38,25 @@ void wake_all(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
+uint32_t run_of(uint64_t count) { return uint32_t(count >> 32); }
+
+uint64_t counted(uint32_t run, uint32_t count) { return uint64_t(run) << 32 | count; }
+
+// Runs are numbered around the clock.
+bool is_later(uint32_t run, uint32_t than) { return int32_t(run - than) > 0; }
+
 }  // namespace
 
-// A sleeper announces itself before it looks at the word for the last time, and whoever changes the word looks for
-// sleepers afterwards; both in one total order, so no wake-up is lost.
-void Team::await_change(std::atomic<uint32_t>& word, uint32_t seen, std::atomic<uint32_t>& asleep) const {
+// True as soon as the condition is; false if it has not become true while waiting actively.
+template <typename Condition>
+bool Team::spin_until(const Condition& condition) const {
   uint64_t deadline = 0;
-  for (int pauses = 0; spin_nanoseconds_ > 0; ++pauses) {
-    if (word.load(std::memory_order_acquire) != seen) {
-      return;
+  for (int pauses = 0;; ++pauses) {
+    if (condition()) {
+      return true;
+    }
+    if (spin_nanoseconds_ == 0) {
+      return false;
     }
     pause_briefly();
     if (pauses == kPausesBetweenClockReads) {
@@ -54,68 +64,108 @@ void Team::await_change(std::atomic<uint32_t>& word, uint32_t seen, std::atomic<
       const uint64_t now = now_nanoseconds();
       deadline = deadline == 0 ? now + spin_nanoseconds_ : deadline;
       if (now >= deadline) {
-        break;
+        return false;
       }
     }
   }
-  asleep.fetch_add(1, std::memory_order_seq_cst);
-  while (word.load(std::memory_order_seq_cst) == seen) {
-    sleep_while(word, seen);
-  }
-  asleep.fetch_sub(1, std::memory_order_relaxed);
 }
 
-void Team::barrier() {
-  if (active_ == 1) {
-    next_.store(0, std::memory_order_relaxed);
-    return;
-  }
-  const uint32_t generation = generation_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < active_) {
-    await_change(generation_, generation, asleep_);
-    return;
-  }
-  arrived_.store(0, std::memory_order_relaxed);
-  next_.store(0, std::memory_order_relaxed);
-  generation_.store(generation + 1, std::memory_order_seq_cst);
-  if (asleep_.load(std::memory_order_seq_cst) > 0) {
-    wake_all(generation_);
-  }
-}
-
-void Team::run(unsigned active, Body body, void* context) {
-  active_ = active;
-  body_ = body;
-  context_ = context;
-  next_.store(0, std::memory_order_relaxed);
-  for (unsigned i = 1; i < active; ++i) {
-    Member& member = members_[i];
-    member.ticket.fetch_add(1, std::memory_order_seq_cst);
-    if (member.asleep.load(std::memory_order_seq_cst) > 0) {
-      wake_all(member.ticket);
+size_t Team::claim(uint32_t run, size_t phase, size_t pieces) {
+  std::atomic<uint64_t>& claimed = phases_[phase].claimed;
+  uint64_t seen = claimed.load(std::memory_order_relaxed);
+  for (;;) {
+    if (is_later(run_of(seen), run)) {
+      return kNone;
+    }
+    const uint32_t taken = run_of(seen) == run ? uint32_t(seen) : 0;
+    if (taken >= pieces) {
+      return kNone;
+    }
+    // Acquire: what the run works on was set up before its first piece could be claimed.
+    if (claimed.compare_exchange_weak(seen, counted(run, taken + 1), std::memory_order_acquire,
+                                      std::memory_order_relaxed)) {
+      return taken;
     }
   }
-  body(context, 0);
+}
+
+// A sleeper announces itself before it looks at the phase for the last time, and whoever finishes the phase looks for
+// sleepers afterwards; both in one total order, so no wake-up is lost.
+void Team::finish(uint32_t run, size_t phase, size_t pieces) {
+  std::atomic<uint64_t>& finished = phases_[phase].finished;
+  uint64_t seen = finished.load(std::memory_order_relaxed);
+  uint32_t now_finished = 0;
+  do {
+    now_finished = (run_of(seen) == run ? uint32_t(seen) : 0) + 1;
+  } while (!finished.compare_exchange_weak(seen, counted(run, now_finished), std::memory_order_seq_cst,
+                                           std::memory_order_relaxed));
+  if (now_finished == pieces && asleep_.load(std::memory_order_seq_cst) > 0) {
+    wake_ups_.fetch_add(1, std::memory_order_seq_cst);
+    wake_all(wake_ups_);
+  }
+}
+
+bool Team::is_done(uint32_t run, const Phase& phase, size_t pieces) const {
+  const uint64_t seen = phase.finished.load(std::memory_order_seq_cst);
+  return is_later(run_of(seen), run) || (run_of(seen) == run && uint32_t(seen) == pieces);
+}
+
+void Team::await(uint32_t run, size_t phase, size_t pieces) {
+  const auto done = [&] { return is_done(run, phases_[phase], pieces); };
+  if (spin_until(done)) {
+    return;
+  }
+  asleep_.fetch_add(1, std::memory_order_seq_cst);
+  for (;;) {
+    const uint32_t wake_ups = wake_ups_.load(std::memory_order_seq_cst);
+    if (done()) {
+      break;
+    }
+    sleep_while(wake_ups_, wake_ups);
+  }
+  asleep_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Team::run(unsigned active) {
+  ++run_;
+  for (unsigned i = 1; i < active; ++i) {
+    Member& member = members_[i];
+    member.called_to.store(run_, std::memory_order_seq_cst);
+    if (member.asleep.load(std::memory_order_seq_cst) > 0) {
+      wake_all(member.called_to);
+    }
+  }
+  body_(context_, 0, run_);
 }
 
 void* Team::live(void* pointer) {
   Member& member = *static_cast<Member*>(pointer);
   Team& team = *member.team;
-  uint32_t ticket = 0;
+  uint32_t run = 0;
   for (;;) {
-    team.await_change(member.ticket, ticket, member.asleep);
-    ++ticket;
+    const auto called = [&] { return member.called_to.load(std::memory_order_seq_cst) != run; };
+    if (!team.spin_until(called)) {
+      member.asleep.store(1, std::memory_order_seq_cst);
+      while (!called()) {
+        sleep_while(member.called_to, run);
+      }
+      member.asleep.store(0, std::memory_order_relaxed);
+    }
     if (team.ending_.load(std::memory_order_acquire)) {
       return nullptr;
     }
-    team.body_(team.context_, member.index);
+    run = member.called_to.load(std::memory_order_seq_cst);
+    team.body_(team.context_, member.index, run);
   }
 }
 
-bool Team::start(unsigned count, uint32_t spin_microseconds) {
+bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context) {
+  body_ = body;
+  context_ = context;
   spin_nanoseconds_ = uint64_t(spin_microseconds) * 1000;
   members_ = new (std::nothrow) Member[count];
-  if (members_ == nullptr) {
+  phases_ = new (std::nothrow) Phase[phases];
+  if (members_ == nullptr || phases_ == nullptr) {
     return false;
   }
   pthread_attr_t attributes;
@@ -135,11 +185,12 @@ bool Team::start(unsigned count, uint32_t spin_microseconds) {
 Team::~Team() {
   ending_.store(true, std::memory_order_release);
   for (unsigned i = 1; i < count_; ++i) {
-    members_[i].ticket.fetch_add(1, std::memory_order_seq_cst);
-    wake_all(members_[i].ticket);
+    members_[i].called_to.fetch_add(1, std::memory_order_seq_cst);
+    wake_all(members_[i].called_to);
     pthread_join(members_[i].thread, nullptr);
   }
   delete[] members_;
+  delete[] phases_;
 }
 
 }  // namespace edgekit

@@ -1,7 +1,9 @@
-// A team of threads that execute the same program side by side and meet at barriers.
+// A team of threads that walk through the same phases of work side by side.
 //
-// Waiting is active for a few microseconds and then sleeps (futex): on a machine with other work to do a team is
-// slower, not stuck. Work between two barriers is divided dynamically by claim().
+// A phase is a number of pieces. Threads claim pieces one after the other, and the next phase begins when every piece
+// is finished, whoever did them: a thread that the system has put aside holds nothing up unless it was put aside in the
+// middle of a piece, and finds the phases it missed done. Waiting is active for a few microseconds and then sleeps
+// (futex). So a busy machine makes a team slower and never stuck.
 #pragma once
 
 #include <pthread.h>
@@ -14,31 +16,48 @@ namespace edgekit {
 
 class Team {
  public:
-  using Body = void (*)(void* context, unsigned member);
+  static constexpr size_t kNone = SIZE_MAX;
+
+  // What each member does in a run. `run` tells runs apart; claim() and the rest want it back.
+  using Body = void (*)(void* context, unsigned member, uint32_t run);
 
   Team() = default;
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  // Starts count - 1 threads; the caller of run() is the first member. False if the system gives no thread.
-  bool start(unsigned count, uint32_t spin_microseconds);
+  // Starts count - 1 threads that share `phases` phases a run and execute `body`; the caller of run() is the first
+  // member. False if the system gives no thread or no memory.
+  bool start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context);
 
   unsigned count() const { return count_; }
 
-  // Runs body(context, member) on the first `active` members and returns when the caller's own call has. `body` ends
-  // with a barrier, so that nothing of it is running any more.
-  void run(unsigned active, Body body, void* context);
+  // The number that the next call of run() will have.
+  uint32_t next_run() const { return run_ + 1; }
 
-  // Called by each active member: returns when all have. Starts claim() anew.
-  void barrier();
+  // Calls the body on the first `active` members, on this thread too, and returns when the caller's own call has.
+  // Others may still be on their way through phases that are done, even while the next run goes on: the body must not
+  // touch what a run works on before it has claimed a piece of it.
+  void run(unsigned active);
 
-  // The next piece of work: 0, 1, 2 ... across all members since the last barrier.
-  size_t claim() { return next_.fetch_add(1, std::memory_order_relaxed); }
+  // A piece of the phase nobody has yet, below `pieces`, or kNone.
+  size_t claim(uint32_t run, size_t phase, size_t pieces);
+
+  // Says that a claimed piece is finished.
+  void finish(uint32_t run, size_t phase, size_t pieces);
+
+  // Returns when all pieces of the phase are finished. What was written for them can then be read.
+  void await(uint32_t run, size_t phase, size_t pieces);
 
  private:
+  // The upper half is the run a count belongs to, so that no count ever needs to be set back.
+  struct alignas(64) Phase {
+    std::atomic<uint64_t> claimed{0};
+    alignas(64) std::atomic<uint64_t> finished{0};
+  };
+
   struct alignas(64) Member {
-    std::atomic<uint32_t> ticket{0};  // counts the jobs given to it
+    std::atomic<uint32_t> called_to{0};  // the latest run it is to take part in
     std::atomic<uint32_t> asleep{0};
     pthread_t thread{};
     Team* team = nullptr;
@@ -46,19 +65,21 @@ class Team {
   };
 
   static void* live(void* member);
-  void await_change(std::atomic<uint32_t>& word, uint32_t seen, std::atomic<uint32_t>& asleep) const;
+  bool is_done(uint32_t run, const Phase& phase, size_t pieces) const;
 
-  alignas(64) std::atomic<size_t> next_{0};
-  alignas(64) std::atomic<uint32_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  std::atomic<uint32_t> asleep_{0};
-  alignas(64) unsigned active_ = 1;
-  unsigned count_ = 1;
-  uint64_t spin_nanoseconds_ = 0;
+  template <typename Condition>
+  bool spin_until(const Condition& condition) const;
+
+  Phase* phases_ = nullptr;
+  Member* members_ = nullptr;
   Body body_ = nullptr;
   void* context_ = nullptr;
+  unsigned count_ = 1;
+  uint64_t spin_nanoseconds_ = 0;
   std::atomic<bool> ending_{false};
-  Member* members_ = nullptr;
+  uint32_t run_ = 0;
+  alignas(64) std::atomic<uint32_t> asleep_{0};     // members that sleep in await()
+  alignas(64) std::atomic<uint32_t> wake_ups_{0};  // the word they sleep on
 };
 
 }  // namespace edgekit

@@ -1,0 +1,107 @@
+// Teams: every piece is done once and before the next phase, whoever is late.
+#include <time.h>
+
+#include <atomic>
+#include <vector>
+
+#include "check.h"
+#include "program/threads.h"
+
+namespace edgekit::testing {
+namespace {
+
+void sleep_milliseconds(long milliseconds) {
+  const timespec time = {0, milliseconds * 1000000};
+  nanosleep(&time, nullptr);
+}
+
+// Each phase adds one to every number, after looking whether all were what the phase before left.
+struct Counting {
+  static constexpr size_t kPhases = 20;
+  static constexpr size_t kPieces = 13;
+
+  Team team;
+  std::vector<int> numbers = std::vector<int>(kPieces, 0);
+  std::atomic<int> wrong{0};
+  std::atomic<int> begun{0};
+  unsigned late_member = 0;  // sleeps before it looks at the first phase, unless 0
+
+  static void work(void* context, unsigned member, uint32_t run) {
+    auto& self = *static_cast<Counting*>(context);
+    self.begun++;
+    if (member != 0 && member == self.late_member) sleep_milliseconds(30);
+    for (size_t phase = 0; phase < kPhases; phase++) {
+      for (size_t piece; (piece = self.team.claim(run, phase, kPieces)) != Team::kNone;) {
+        const int expected = static_cast<int>((run - 1) * kPhases + phase);
+        // A neighbour's number: it is complete only if phases do not overlap.
+        const int neighbour = __atomic_load_n(&self.numbers[(piece + 1) % kPieces], __ATOMIC_RELAXED);
+        if (self.numbers[piece] != expected || neighbour < expected) self.wrong++;
+        __atomic_store_n(&self.numbers[piece], expected + 1, __ATOMIC_RELAXED);
+        self.team.finish(run, phase, kPieces);
+      }
+      self.team.await(run, phase, kPieces);
+    }
+  }
+
+  bool all_are(int expected) const {
+    for (const int number : numbers) {
+      if (number != expected) return false;
+    }
+    return true;
+  }
+};
+
+TEST(every_piece_is_done_once_and_phases_do_not_overlap) {
+  for (const unsigned threads : {1u, 2u, 3u, 8u}) {
+    for (const uint32_t spin : {0u, 50u}) {
+      Counting counting;
+      CHECK(counting.team.start(threads, Counting::kPhases, spin, Counting::work, &counting));
+      CHECK(counting.team.count() == threads);
+      constexpr int kRuns = 50;
+      for (int run = 1; run <= kRuns; run++) {
+        counting.team.run(threads);
+        CHECK_THAT(counting.all_are(run * static_cast<int>(Counting::kPhases)), "threads %u, run %d", threads, run);
+      }
+      CHECK(counting.wrong == 0);
+    }
+  }
+}
+
+TEST(a_member_that_comes_late_holds_nobody_up) {
+  Counting counting;
+  counting.late_member = 1;
+  CHECK(counting.team.start(2, Counting::kPhases, 50, Counting::work, &counting));
+  timespec start, end;
+  clock_gettime(CLOCK_MONOTONIC, &start);
+  for (int run = 1; run <= 10; run++) {
+    counting.team.run(2);
+    CHECK(counting.all_are(run * static_cast<int>(Counting::kPhases)));
+  }
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  const double milliseconds = static_cast<double>(end.tv_sec - start.tv_sec) * 1e3 +
+                              static_cast<double>(end.tv_nsec - start.tv_nsec) * 1e-6;
+  // Waiting for the late member would take 10 * 30 ms.
+  CHECK_THAT(milliseconds < 150, "%.1f ms", milliseconds);
+  CHECK(counting.wrong == 0);
+}
+
+TEST(members_that_are_not_active_are_not_called) {
+  Counting counting;
+  CHECK(counting.team.start(4, Counting::kPhases, 0, Counting::work, &counting));
+  counting.team.run(1);
+  sleep_milliseconds(5);
+  CHECK(counting.begun == 1);
+  CHECK(counting.all_are(static_cast<int>(Counting::kPhases)));
+}
+
+TEST(a_team_ends_while_its_members_sleep) {
+  Counting counting;
+  CHECK(counting.team.start(3, Counting::kPhases, 0, Counting::work, &counting));
+  counting.team.run(3);
+  sleep_milliseconds(5);
+}
+
+}  // namespace
+}  // namespace edgekit::testing
+
+EDGEKIT_TEST_MAIN
