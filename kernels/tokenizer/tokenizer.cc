@@ -233,7 +233,7 @@ class Tokenizer::Encoding {
       if (!(properties(read(text, previous).code) & kSpace)) break;
       at = previous;
     }
-    return std::max(at, least);
+    return at;
   }
 
   static size_t space_end(std::string_view text, size_t at) {
