@@ -122,6 +122,7 @@ def _appearing(file: Path) -> Iterator[IO[bytes]]:
         try:
             yield stream.file
             stream.flush()
+            os.fchmod(stream.fileno(), 0o644)  # a temporary file is its owner's alone
             os.fsync(stream.fileno())
             written.replace(file)
         except BaseException:

@@ -91,6 +91,11 @@ def test_the_same_codes_give_the_same_files(model: Path, checkpoint: Checkpoint,
         assert again.with_name(name).read_bytes() == model.with_name(name).read_bytes()
 
 
+def test_what_is_written_can_be_read_by_others(model: Path) -> None:
+    modes = {name: model.with_name(name).stat().st_mode & 0o777 for name in ("model.onnx", "model.onnx.data")}
+    assert set(modes.values()) == {0o644}
+
+
 def copied(model: Path, folder: Path) -> Path:
     shutil.copytree(model.parent, folder, dirs_exist_ok=True)
     return folder / model.name
