@@ -56,7 +56,7 @@ def fixed_texts() -> list[str]:
         "tabs\tand\vvertical\fform\x85nel\xa0nbsp\u2028line\u2029para\u3000ideographic\u200bzero\u2060joiner\ufeffbom",
         " \u3000 \u00a0\u00a0 x \u2028\n\u2029 y\u3000\u3000",
         "caf\u00e9 cafe\u0301 \u0041\u030a \u00c5 \u212b \u1e9b\u0323 \u1e9b\u0323\u0301 q\u0323\u0307 q\u0307\u0323",
-        "\uac00\u11a8 \uac00\u11a7 \uac00\u11c3 \u1100\u1161\u11a8 \uac01 \u1100\u1161 \uac00\u0301\u11a8 \ud55c\uad6d\uc5b4",
+        "\uac00\u11a8 \uac00\u11a7 \uac00\u11c3 \u1100\u1161\u11a8 \uac01 \u1100\u1161 \uac00\u0301\u11a8 \ud55c\uad6d",
         "\u0958 \u0915\u093c \u2adc \u2add\u0338 \U0001d15e \U0001d157\U0001d165 \ufb2c \u0f73 \u0f71"
         "\u0f72 \u0344 \u0308\u0301",
         "a" + "\u0301\u0316" * 40 + "b",
