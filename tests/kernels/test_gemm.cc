@@ -314,10 +314,20 @@ TEST(a_kernel_is_there_for_every_format_and_set_of_features) {
 }
 
 TEST(the_best_kernel_is_chosen) {
-  const auto name = [](edgekit_format weights, size_t m, const char* isa) {
-    return edgekit_gemm_choose(weights, m, edgekit_isa_features(isa))->name;
+  const auto chosen = [](edgekit_format weights, size_t m, uint64_t features, const char* name) {
+    const edgekit_gemm_kernel* kernel = edgekit_gemm_choose(weights, m, features);
+    return CHECK_THAT(std::strcmp(kernel->name, name) == 0, "%s, not %s", kernel->name, name);
   };
-  CHECK(std::strcmp(name(EDGEKIT_Q4, 1, "scalar"), "gemm_q8_q4_f32_1x16x32_scalar") == 0);
+  chosen(EDGEKIT_Q4, 1, 0, "gemm_q8_q4_f32_1x16x32_scalar");
+  chosen(EDGEKIT_Q4, 1, ~uint64_t{0}, "gemm_q8_q4_f32_1x16x32_avx512_vnni");
+  chosen(EDGEKIT_Q4, 2, ~uint64_t{0}, "gemm_q8_q4_f32_7x32x32_avx512_vnni");
+  chosen(EDGEKIT_Q2, 1, edgekit_isa_features("avx_vnni"), "gemm_q8_q2_f32_1x16x32_avx_vnni");
+  chosen(EDGEKIT_Q2, 1, edgekit_isa_features("avx2"), "gemm_q8_q2_f32_1x16x32_avx2");
+  chosen(EDGEKIT_Q8, 9, edgekit_isa_features("neon"), "gemm_q8_q8_f32_4x16x32_neon");
+  // Decode on i8mm is decode on dotprod: smmla needs two rows.
+  chosen(EDGEKIT_T2, 1, edgekit_isa_features("neon_i8mm"), "gemm_q8_t2_f32_1x16x32_neon_dotprod");
+  chosen(EDGEKIT_T2, 5, edgekit_isa_features("neon_i8mm"), "gemm_q8_t2_f32_4x16x32_neon_i8mm");
+  chosen(EDGEKIT_F16, 1, edgekit_isa_features("avx_vnni"), "gemm_f32_f16_f32_1x64x1_avx2");
 }
 
 TEST(an_unknown_kernel_is_not_found) {

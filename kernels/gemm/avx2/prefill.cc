@@ -11,6 +11,7 @@ struct Narrow {
   template <size_t kR>
   static void add_block(__m256i (&sum)[kR][kHalves], const int8_t* a, size_t a_stride, const uint8_t* bytes) {
     __m256i narrow[kR][kHalves] = {};
+#pragma GCC unroll 1
     for (size_t quad = 0; quad < kQuads; quad++) {
       const __m256i w[kHalves] = {load_codes(bytes + quad * kRow), load_codes(bytes + quad * kRow + 32)};
       for (size_t r = 0; r < kR; r++) {
@@ -30,10 +31,13 @@ struct Narrow {
 struct Wide {
   template <size_t kR>
   static void add_block(__m256i (&sum)[kR][kHalves], const int8_t* a, size_t a_stride, const uint8_t* bytes) {
+#pragma GCC unroll 1
     for (size_t quad = 0; quad < kQuads; quad++) {
+#pragma GCC unroll 2
       for (size_t h = 0; h < kHalves; h++) {
         const __m256i w = load_codes(bytes + quad * kRow + 32 * h);
         const __m256i magnitude = _mm256_abs_epi8(w);
+#pragma GCC unroll 4
         for (size_t r = 0; r < kR; r++) {
           sum[r][h] = multiply_signed(sum[r][h], w, magnitude, broadcast_quad(a + r * a_stride + 4 * quad));
         }

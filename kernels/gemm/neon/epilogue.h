@@ -13,6 +13,7 @@ inline void add_group(const Stretch& s, size_t g, bool fresh, const int32x4_t (&
   float32x4_t w_scale[kFours];
   load_scales(s.scales + g * kTile, w_scale);
   for (size_t j = 0; j < kFours; j++) w_scale[j] = vmulq_n_f32(w_scale[j], s.factor);
+#pragma GCC unroll 4
   for (size_t r = 0; r < kR; r++) {
     float* c = s.c + r * s.c_stride;
     const float a_scale = s.a_scale[r * s.groups + g];

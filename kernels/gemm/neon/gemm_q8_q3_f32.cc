@@ -18,6 +18,7 @@ struct Sums {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
       biased = add_masked(add_masked(biased, a0, mask0), a1, mask1);
+#pragma GCC unroll 4
       for (size_t j = 0; j < kFours; j++) {
         const uint8x16_t ra = load_codes(codes + 16 * j);
         const uint8x16_t rb = load_codes(codes + kRow + 16 * j);

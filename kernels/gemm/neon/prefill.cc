@@ -52,19 +52,19 @@ struct WideSums {
       for (size_t i = 0; i < 2 * kHalfFours; i++) wide[r][i] = vdupq_n_s32(0);
     }
     for (size_t p = 0; p < depth; p += 8, bytes += 2 * kRow) {
-      int8x16_t w[2][kHalfFours];
-      for (size_t j = 0; j < kHalfFours; j++) {
-        w[0][j] = as_signed(load_codes(bytes + 16 * j));
-        w[1][j] = as_signed(load_codes(bytes + kRow + 16 * j));
-      }
+      int8x16_t quad0[kR], quad1[kR];
       for (size_t r = 0; r < kR; r++) {
-        const int8x16_t quad0 = repeat_quad_at(a + r * a_stride + p);
-        const int8x16_t quad1 = repeat_quad_at(a + r * a_stride + p + 4);
-        for (size_t j = 0; j < kHalfFours; j++) {
-          int16x8_t low = vmull_s8(vget_low_s8(w[0][j]), vget_low_s8(quad0));
-          int16x8_t high = vmull_high_s8(w[0][j], quad0);
-          low = vmlal_s8(low, vget_low_s8(w[1][j]), vget_low_s8(quad1));
-          high = vmlal_high_s8(high, w[1][j], quad1);
+        quad0[r] = repeat_quad_at(a + r * a_stride + p);
+        quad1[r] = repeat_quad_at(a + r * a_stride + p + 4);
+      }
+      for (size_t j = 0; j < kHalfFours; j++) {
+        const int8x16_t w0 = as_signed(load_codes(bytes + 16 * j));
+        const int8x16_t w1 = as_signed(load_codes(bytes + kRow + 16 * j));
+        for (size_t r = 0; r < kR; r++) {
+          int16x8_t low = vmull_s8(vget_low_s8(w0), vget_low_s8(quad0[r]));
+          int16x8_t high = vmull_high_s8(w0, quad0[r]);
+          low = vmlal_s8(low, vget_low_s8(w1), vget_low_s8(quad1[r]));
+          high = vmlal_high_s8(high, w1, quad1[r]);
           wide[r][2 * j] = vpadalq_s16(wide[r][2 * j], low);
           wide[r][2 * j + 1] = vpadalq_s16(wide[r][2 * j + 1], high);
         }
