@@ -7,14 +7,13 @@ A process of its own, so that memory and load time are the model's and not the c
 
 import argparse
 import json
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -23,6 +22,7 @@ from tokenizers.decoders import DecodeStream
 
 from edgekit.coherence import nearest_rank
 from edgekit.engines import Session
+from edgekit.engines.host_options import parse
 from edgekit.engines.onnxruntime import TOKENIZER, open_model, read_model
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
@@ -308,92 +308,19 @@ def _write(place: str | None, report: Report) -> None:
         Path(place).write_text(json.dumps(report), "utf-8")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Refuses as the rest of edgekit does, and not with a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _counts(low: int) -> Any:
-    def parse(text: str) -> list[int]:
-        counts = [int(part) for part in text.split(",")]
-        if min(counts) < low:
-            raise ValueError
-        return counts
-
-    parse.__name__ = f"list of whole numbers from {low}"
-    return parse
-
-
-def _number(low: float, high: float) -> Any:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError
-        return value
-
-    parse.__name__ = f"number from {low} to {high}"
-    return parse
-
-
-def _whole(low: int, high: int = 2**63) -> Any:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"whole number from {low}"
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="edgekit-run", allow_abbrev=False)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = {}
-    for function in (generate, bench, probe, logits):
-        verb[function] = verbs.add_parser(function.__name__, allow_abbrev=False)
-        verb[function].set_defaults(function=function)
-        verb[function].add_argument("model", type=Path)
-    for function in (generate, probe, logits):
-        verb[function].add_argument("--threads", type=_whole(1, 256), default=0)
-        # ONNX Runtime has one pool of threads, and the cache is as long as the graph was made for.
-        verb[function].add_argument("--prefill-threads", type=_whole(1, 256), default=0)
-        verb[function].add_argument("--context", type=_whole(1), default=0)
-    for function in (generate, bench, probe):
-        verb[function].add_argument("--json")
-    add = verb[generate].add_argument
-    add("--prompt")
-    add("--prompt-file", type=Path)
-    add("--tokens", type=_counts(0))
-    add("-n", type=_whole(1, 1 << 20), default=128)
-    add("--temperature", type=_number(0, 100), default=0.8)
-    add("--top-k", type=_whole(0), default=40)
-    add("--top-p", type=_number(0, 1), default=0.95)
-    add("--repetition-penalty", type=_number(0.01, 100), default=1.0)
-    add("--seed", type=_whole(0, 2**64 - 1), default=0)
-    add("--raw", action="store_true")
-    add = verb[bench].add_argument
-    add("-p", type=_counts(0))
-    add("-n", type=_counts(0))
-    add("-d", type=_whole(0), default=0)
-    add("-r", type=_whole(1, 1000), default=5)
-    add("-t", type=_counts(1))
-    verb[probe].add_argument("--probe", type=Path)
-    add = verb[logits].add_argument
-    add("--token-file", type=Path, required=True)
-    add("--out", type=Path, required=True)
-    add("--chunk", type=_whole(1), default=0)
-    add("--start", type=_whole(0), default=0)
-    return parser
+_VERBS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {
+    "generate": generate,
+    "bench": bench,
+    "probe": probe,
+    "logits": logits,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the verb that `argv` names and gives the exit code; a refusal is a sentence on stderr."""
     try:
-        options = _parser().parse_args(argv)
-        options.function(options)
+        verb, options = parse(argv)
+        _VERBS[verb](options)
     except EdgekitError as error:
         print(
             f"edgekit-run: {error.message}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr
