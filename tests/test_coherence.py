@@ -185,5 +185,11 @@ def test_progress_of_the_probe_ends_at_its_total():
         context=64,
         on_progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen[-1][0] == seen[-1][1] == 40 + 48
+    assert seen[-1][0] == seen[-1][1] == 40 + 12 * 48
     assert seen == sorted(seen)
+
+
+def test_the_probe_takes_the_first_1024_tokens_of_a_long_text():
+    probe = make_probe(Successor(), np.arange(5000, dtype=np.uint32) % 200, context=256)
+    assert struct.unpack_from("<2I", probe)[1] == 4
+    assert struct.unpack_from("<Q", probe, 32)[0] == 1024 - 4

@@ -21,7 +21,7 @@ from edgekit.units import Bytes
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
-@click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe, instead of edgekit's.")
+@click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe; 1024 tokens are used.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
 @_options.as_json
