@@ -251,40 +251,38 @@ class Worker {
     if (piece.tile_end > whole) {
       Piece last = piece;
       last.tile_begin = whole;
-      for (size_t row = 0; row < m; row += kRowBlock) {
-        const size_t rows = std::min(kRowBlock, m - row);
-        compute(last, row, rows, scratch_.tiles, EDGEKIT_TILE);
-        for (size_t i = 0; i < rows; ++i) {
-          memcpy(out + (row + i) * stride + whole * EDGEKIT_TILE, scratch_.tiles + i * EDGEKIT_TILE,
-                 last.columns() * sizeof(float));
-        }
+      compute_in_scratch(last, m, [&](size_t row, const float* results) {
+        memcpy(out + row * stride + whole * EDGEKIT_TILE, results, last.columns() * sizeof(float));
+      });
+    }
+  }
+
+  // Computes the piece into scratch, a block of rows at a time, and calls take(row, results) for each row below m.
+  template <typename Take>
+  void compute_in_scratch(const Piece& piece, size_t m, const Take& take) {
+    const size_t stride = (piece.tile_end - piece.tile_begin) * EDGEKIT_TILE;
+    const size_t blocks = (m + kRowBlock - 1) / kRowBlock;
+    const size_t block_rows = (m + blocks - 1) / blocks;
+    for (size_t row = 0; row < m; row += block_rows) {
+      const size_t rows = std::min(block_rows, m - row);
+      compute(piece, row, rows, scratch_.tiles, stride);
+      for (size_t i = 0; i < rows; ++i) {
+        take(row + i, scratch_.tiles + i * stride);
       }
     }
   }
 
   void add_piece(const Piece& piece, const BufferUse& output, size_t first, size_t m) {
-    const size_t stride = (piece.tile_end - piece.tile_begin) * EDGEKIT_TILE;
-    for (size_t row = 0; row < m; row += kRowBlock) {
-      const size_t rows = std::min(kRowBlock, m - row);
-      compute(piece, row, rows, scratch_.tiles, stride);
-      for (size_t i = 0; i < rows; ++i) {
-        ops_.add(piece.columns(), scratch_.tiles + i * stride,
-                 row_of(output, first + row + i) + piece.tile_begin * EDGEKIT_TILE);
-      }
-    }
+    compute_in_scratch(piece, m, [&](size_t row, const float* results) {
+      ops_.add(piece.columns(), results, row_of(output, first + row) + piece.tile_begin * EDGEKIT_TILE);
+    });
   }
 
   void gate_piece(const Piece& piece, const BufferUse& output, size_t first, size_t m) {
-    const size_t tiles = piece.tile_end - piece.tile_begin;
-    const size_t stride = tiles * EDGEKIT_TILE;
-    for (size_t row = 0; row < m; row += kRowBlock) {
-      const size_t rows = std::min(kRowBlock, m - row);
-      compute(piece, row, rows, scratch_.tiles, stride);
-      for (size_t i = 0; i < rows; ++i) {
-        ops_.silu_multiply(tiles / 2, scratch_.tiles + i * stride,
-                           row_of(output, first + row + i) + piece.tile_begin / 2 * EDGEKIT_TILE);
-      }
-    }
+    compute_in_scratch(piece, m, [&](size_t row, const float* results) {
+      ops_.silu_multiply((piece.tile_end - piece.tile_begin) / 2, results,
+                         row_of(output, first + row) + piece.tile_begin / 2 * EDGEKIT_TILE);
+    });
   }
 
   // ---- Attention.
@@ -384,8 +382,14 @@ class Worker {
     merged[session_.value_stride] = kMinusInfinity;
   }
 
+  // One block alone is the result: merging it into nothing would change no bit.
   void merge_head(const Step& step, size_t head, size_t blocks, const float* partials) {
     for (size_t i = 0; i < group(); ++i) {
+      if (blocks == 1) {
+        ops_.finish_attention(info_.head_dim, session_.value_stride, partials + i * session_.partial_stride,
+                              row_of(step.output, 0) + (head * group() + i) * info_.head_dim);
+        continue;
+      }
       start_merging(scratch_.merged);
       for (size_t block = 0; block < blocks; ++block) {
         ops_.merge(session_.value_stride, partials + (block * group() + i) * session_.partial_stride, scratch_.merged);
@@ -424,13 +428,14 @@ class Worker {
       start_merging(scratch_.merged + i * session_.partial_stride);
     }
     const size_t position = job_.position + first_row;
+    const size_t first_block = first_seen(step, position) / kBlock;
     const size_t last_block = (position + rows - 1) / kBlock;
-    for (size_t block = first_seen(step, position) / kBlock; block <= last_block; ++block) {
+    for (size_t block = first_block; block <= last_block; ++block) {
       for (size_t i = 0; i < queries; ++i) {
         set_seen(step, i, position + i / group(), block);
       }
-      attend_block(step, head, block, queries, scratch_.partial);
-      for (size_t i = 0; i < queries; ++i) {
+      attend_block(step, head, block, queries, first_block == last_block ? scratch_.merged : scratch_.partial);
+      for (size_t i = 0; i < queries && first_block < last_block; ++i) {
         ops_.merge(session_.value_stride, scratch_.partial + i * session_.partial_stride,
                    scratch_.merged + i * session_.partial_stride);
       }
