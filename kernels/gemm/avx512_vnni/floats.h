@@ -32,18 +32,27 @@ inline void multiply_floats(size_t k, const float* a, size_t a_stride, const Wei
   }
 }
 
-// All rows of kT tiles: in pieces of kR, then of half as many, down to 1.
+// Calls multiply_floats for a number of rows known only now, at most kR.
+template <size_t kR, size_t kT, class Weight>
+inline void multiply_piece(size_t rows, size_t k, const float* a, size_t a_stride, const Weight* w, float* c,
+                           size_t c_stride) {
+  if (rows == kR) {
+    multiply_floats<kR, kT>(k, a, a_stride, w, k * kTile, c, c_stride);
+  } else if constexpr (kR > 1) {
+    multiply_piece<kR - 1, kT>(rows, k, a, a_stride, w, c, c_stride);
+  }
+}
+
+// All rows of kT tiles, in pieces of nearly equal size.
 template <size_t kR, size_t kT, class Weight>
 inline void multiply_float_rows(size_t m, size_t k, const float* a, size_t a_stride, const Weight* w, float* c,
                                 size_t c_stride) {
-  size_t i = 0;
-  for (; i + kR <= m; i += kR) {
-    multiply_floats<kR, kT>(k, a + i * a_stride, a_stride, w, k * kTile, c + i * c_stride, c_stride);
-  }
-  if constexpr (kR > 1) {
-    if (i < m) {
-      multiply_float_rows<kR / 2, kT>(m - i, k, a + i * a_stride, a_stride, w, c + i * c_stride, c_stride);
-    }
+  for (size_t pieces = (m + kR - 1) / kR; pieces > 0; pieces--) {
+    const size_t rows = (m + pieces - 1) / pieces;
+    multiply_piece<kR, kT>(rows, k, a, a_stride, w, c, c_stride);
+    a += rows * a_stride;
+    c += rows * c_stride;
+    m -= rows;
   }
 }
 

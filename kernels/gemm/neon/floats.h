@@ -34,15 +34,27 @@ inline void multiply_floats(const edgekit_gemm_args& args, const float* a, const
   }
 }
 
-// All rows of kT tiles: in pieces of kR, then of half as many, down to 1.
+// Calls multiply_floats for a number of rows known only now, at most kR.
 template <size_t kR, size_t kT, class Weight>
-inline void multiply_float_rows(const edgekit_gemm_args& args, size_t row, const Weight* w, float* c) {
-  const float* a = static_cast<const float*>(args.a);
-  for (; row + kR <= args.m; row += kR) {
-    multiply_floats<kR, kT>(args, a + row * args.a_stride, w, c + row * args.c_stride);
+inline void multiply_piece(const edgekit_gemm_args& args, size_t rows, const float* a, const Weight* w, float* c) {
+  if (rows == kR) {
+    multiply_floats<kR, kT>(args, a, w, c);
+  } else if constexpr (kR > 1) {
+    multiply_piece<kR - 1, kT>(args, rows, a, w, c);
   }
-  if constexpr (kR > 1) {
-    if (row < args.m) multiply_float_rows<kR / 2, kT>(args, row, w, c);
+}
+
+// All rows of kT tiles, in pieces of nearly equal size.
+template <size_t kR, size_t kT, class Weight>
+inline void multiply_float_rows(const edgekit_gemm_args& args, const Weight* w, float* c) {
+  const float* a = static_cast<const float*>(args.a);
+  size_t left = args.m;
+  for (size_t pieces = (left + kR - 1) / kR; pieces > 0; pieces--) {
+    const size_t rows = (left + pieces - 1) / pieces;
+    multiply_piece<kR, kT>(args, rows, a, w, c);
+    a += rows * args.a_stride;
+    c += rows * args.c_stride;
+    left -= rows;
   }
 }
 
@@ -53,8 +65,8 @@ inline void multiply_float_tiles(const edgekit_gemm_args& args) {
   const Weight* w = reinterpret_cast<const Weight*>(args.codes) + args.tile_begin * tile_weights;
   float* c = args.c;
   size_t tiles = args.tile_end - args.tile_begin;
-  for (; tiles >= kT; tiles -= kT, w += kT * tile_weights, c += kT * kTile) multiply_float_rows<kR, kT>(args, 0, w, c);
-  for (; tiles > 0; tiles--, w += tile_weights, c += kTile) multiply_float_rows<kR, 1>(args, 0, w, c);
+  for (; tiles >= kT; tiles -= kT, w += kT * tile_weights, c += kT * kTile) multiply_float_rows<kR, kT>(args, w, c);
+  for (; tiles > 0; tiles--, w += tile_weights, c += kTile) multiply_float_rows<kR, 1>(args, w, c);
 }
 
 }  // namespace
