@@ -23,10 +23,11 @@ struct Isa {
   uint64_t features;
 };
 
-// Best first within an architecture. A word allows `ceiling` when EDGEKIT_ISA lowers to it: everything up to it.
+// Best first within an architecture.
 constexpr Isa kIsas[] = {
-    {"avx512_vnni", kAvx512Vnni}, {"avx_vnni", kAvxVnni},       {"avx2", kAvx2},  {"neon_i8mm", kI8mm},
-    {"neon_dotprod", kDotprod},   {"neon", kNeon}, {"scalar", 0},
+    {"avx512_vnni", kAvx512Vnni}, {"avx_vnni", kAvxVnni},     {"avx2", kAvx2},
+    {"neon_i8mm", kI8mm},         {"neon_dotprod", kDotprod}, {"neon", kNeon},
+    {"scalar", 0},
 };
 
 #if defined(__x86_64__)
@@ -40,11 +41,15 @@ uint64_t saved_states() {
 uint64_t detect() {
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  constexpr uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
-  constexpr uint32_t kNeeded = kFma | kOsxsave | kAvx | kF16c;
+  // Compilers use all of x86-64-v3 where they may use avx2.
+  constexpr uint32_t kFma = 1u << 12, kMovbe = 1u << 22, kPopcnt = 1u << 23, kOsxsave = 1u << 27;
+  constexpr uint32_t kAvx = 1u << 28, kF16c = 1u << 29;
+  constexpr uint32_t kNeeded = kFma | kMovbe | kPopcnt | kOsxsave | kAvx | kF16c;
   if ((c & kNeeded) != kNeeded) return 0;
   const uint64_t saved = saved_states();
   if ((saved & 0x06) != 0x06) return 0;
+  constexpr uint32_t kLzcnt = 1u << 5;
+  if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || (c & kLzcnt) == 0) return 0;
 
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
   constexpr uint32_t kBmi = 1u << 3, kAvx2Bit = 1u << 5, kBmi2 = 1u << 8;
