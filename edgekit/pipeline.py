@@ -6,6 +6,7 @@ where it was.
 
 import hashlib
 import importlib.resources
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progre
             save_graph(graph, folder, progress=_part(progress, "reference: write weights in float32"))
         found = cache.find("reference", key)
         assert found is not None
-    return Session(found / "model.onnx")
+    return Session(found / "model.onnx", threads=len(os.sched_getaffinity(0)))
 
 
 def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> bytes:

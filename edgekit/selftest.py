@@ -14,6 +14,7 @@ weights are codes, and the native one keys and values to f16, so their logits di
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,5 +134,5 @@ def tolerance(schemes: Iterable[Scheme], layers: int) -> float:
 def _graph_logits(quant: QuantGraph, tokens: Tokens, cache: Cache) -> Logits:
     with cache.scratch() as folder:
         portable_onnx(quant, folder / "model.onnx")
-        with Session(folder / "model.onnx") as session:
+        with Session(folder / "model.onnx", threads=len(os.sched_getaffinity(0))) as session:
             return session.prefill(tokens.tolist())

@@ -109,12 +109,15 @@ class Stages:
         self._bar: Progress | None = None
         self._task: Any = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
@@ -144,6 +147,8 @@ class Stages:
         self._stage, self._stage_began = stage, self._now()
         self._said = self._stage_began
         if self._bar is not None:
+            # Not before there is something to show: lines written until now stay above the bar.
+            self._bar.start()
             self._task = self._bar.add_task(stage, total=None)
         else:
             say(f"{stage} ...")
