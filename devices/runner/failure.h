@@ -25,7 +25,10 @@ struct Failure {
 // The failure that a status of the library means. `file` is named in what a damaged file's person should do.
 [[noreturn]] void fail(edgekit_status status, const edgekit_error& error, const std::string& file);
 
-// Throws if the person has pressed Ctrl-C. Called between tokens.
+// Notes that the person has pressed Ctrl-C; may be called from a signal handler.
+void interrupt();
+
+// Throws, once, if interrupt() was called. Called between tokens.
 void stop_if_interrupted();
 
 }  // namespace edgekit::runner

@@ -12,8 +12,6 @@
 namespace edgekit::runner {
 namespace {
 
-volatile sig_atomic_t interrupted = 0;
-
 constexpr char kUsageText[] =
     "edgekit-run generate MODEL (--prompt TEXT | --prompt-file FILE | --tokens 1,2,3) [-n 128] [--temperature 0.8]\n"
     "                     [--top-k 40] [--top-p 0.95] [--repetition-penalty 1] [--seed 0] [--raw] [--threads N]\n"
@@ -41,7 +39,7 @@ constexpr Verb kVerbs[] = {
 
 // The first Ctrl-C ends the work between two tokens, the second ends the program.
 void note_interrupt(int) {
-  interrupted = 1;
+  interrupt();
   signal(SIGINT, SIG_DFL);
 }
 
@@ -81,27 +79,6 @@ void run_verb(int count, char** words) {
 }
 
 }  // namespace
-
-void stop_if_interrupted() {
-  if (interrupted != 0) {
-    throw Failure{kInterrupted, "interrupted", ""};
-  }
-}
-
-void fail(edgekit_status status, const edgekit_error& error, const std::string& file) {
-  switch (status) {
-    case EDGEKIT_DAMAGED:
-      throw Failure{kDamaged, error.message, "'" + file + "' is not as it was written: copy it again"};
-    case EDGEKIT_UNSUPPORTED:
-      throw Failure{kUnsupported, error.message, "use the edgekit-run of the same bundle as '" + file + "'"};
-    case EDGEKIT_NO_MEMORY:
-      throw Failure{kDoesNotFit, error.message, "a smaller --context takes less memory"};
-    case EDGEKIT_BAD_ARGUMENT:
-      throw Failure{kUsage, error.message, ""};
-    default:
-      throw Failure{kInternal, error.message, ""};
-  }
-}
 
 }  // namespace edgekit::runner
 

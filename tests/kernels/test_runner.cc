@@ -1,0 +1,451 @@
+// The verbs of edgekit-run on small models: what they write, what they refuse and with which exit code.
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <string>
+
+#include "check.h"
+#include "failure.h"
+#include "json.h"
+#include "program/probe_format.h"
+#include "program_builder.h"
+#include "program_handles.h"
+#include "verbs.h"
+
+namespace edgekit::testing {
+namespace {
+
+using runner::Failure;
+using Verb = void (*)(int, char**);
+
+// A folder that is removed with the files that were named in it.
+class Folder {
+ public:
+  Folder() {
+    const char* root = std::getenv("TMPDIR");
+    path_ = std::string(root != nullptr ? root : "/tmp") + "/edgekit-test-XXXXXX";
+    if (mkdtemp(path_.data()) == nullptr) std::abort();
+  }
+  ~Folder() {
+    for (const std::string& file : files_) unlink(file.c_str());
+    rmdir(path_.c_str());
+  }
+
+  std::string name(const std::string& file) {
+    files_.push_back(path_ + "/" + file);
+    return files_.back();
+  }
+
+  std::string write(const std::string& file, const void* data, size_t bytes) {
+    const std::string path = name(file);
+    std::FILE* stream = std::fopen(path.c_str(), "wb");
+    if (stream == nullptr || std::fwrite(data, 1, bytes, stream) != bytes) std::abort();
+    std::fclose(stream);
+    return path;
+  }
+
+ private:
+  std::string path_;
+  std::vector<std::string> files_;
+};
+
+std::string read_file(const std::string& path) {
+  std::string text;
+  std::FILE* stream = std::fopen(path.c_str(), "rb");
+  if (stream == nullptr) return text;
+  char part[4096];
+  for (size_t got; (got = std::fread(part, 1, sizeof part, stream)) > 0;) text.append(part, got);
+  std::fclose(stream);
+  return text;
+}
+
+// Exit code 0 and no message if the verb returns.
+Failure run(Verb verb, std::vector<std::string> words) {
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  try {
+    verb(static_cast<int>(pointers.size()), pointers.data());
+  } catch (const Failure& failure) {
+    return failure;
+  }
+  return {0, "", ""};
+}
+
+// The number after "key": in JSON text, or not-a-number.
+double number_at(const std::string& json, const std::string& key) {
+  const size_t at = json.find("\"" + key + "\":");
+  return at == std::string::npos ? NAN : std::strtod(json.c_str() + at + key.size() + 3, nullptr);
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+struct Files {
+  explicit Files(const std::function<void(ProgramWriter*)>& prepare = [](ProgramWriter*) {}, uint32_t context = 256) {
+    ModelShape shape;
+    shape.context = context;
+    ProgramWriter writer(shape);
+    writer.eos = {};
+    prepare(&writer);
+    file = writer.write();
+    data = aligned(file.data(), file.size());
+    program = open(data, file.size());
+    model = folder.write("model.edge", file.data(), file.size());
+    json = folder.name("report.json");
+    vocab = shape.vocab;
+  }
+
+  std::vector<float> logits_of(const std::vector<uint32_t>& tokens) const {
+    const Session session = start(program, 1);
+    std::vector<float> logits(tokens.size() * vocab);
+    edgekit_error error{};
+    CHECK(edgekit_session_forward(session.get(), tokens.data(), tokens.size(), logits.data(), tokens.size(), &error) ==
+          EDGEKIT_OK);
+    return logits;
+  }
+
+  // Greedy, from the logits of the whole text each time.
+  std::vector<uint32_t> continue_text(std::vector<uint32_t> tokens, size_t count) const {
+    std::vector<uint32_t> made;
+    while (made.size() < count) {
+      const std::vector<float> logits = logits_of(tokens);
+      const float* last = &logits[(tokens.size() - 1) * vocab];
+      uint32_t best = 0;
+      for (uint32_t token = 1; token < vocab; token++) best = last[token] > last[best] ? token : best;
+      made.push_back(best);
+      tokens.push_back(best);
+    }
+    return made;
+  }
+
+  Folder folder;
+  std::vector<uint8_t> file;
+  Bytes data;
+  Program program;
+  std::string model, json;
+  size_t vocab;
+};
+
+std::string joined(const std::vector<uint32_t>& tokens) {
+  std::string text;
+  for (const uint32_t token : tokens) {
+    if (!text.empty()) text += ',';
+    text += std::to_string(token);
+  }
+  return text;
+}
+
+TEST(generate_continues_tokens_greedily) {
+  Files files;
+  const std::vector<uint32_t> expected = files.continue_text({5, 6, 7}, 12);
+  const Failure failure = run(runner::generate, {files.model, "--tokens", "5,6,7", "-n", "12", "--temperature", "0",
+                                                 "--threads", "2", "--json", files.json});
+  CHECK_THAT(failure.exit_code == 0, "%s", failure.message.c_str());
+  const std::string json = read_file(files.json);
+  CHECK(has(json, "\"tokens\":[" + joined(expected) + "],\"prompt_tokens\":[5,6,7]"));
+  CHECK(has(json, "\"stop\":\"length\""));
+  for (const char* key : {"load_seconds", "ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second",
+                          "p50", "p90", "p99", "peak_rss_bytes", "anonymous_bytes", "bytes_per_second"}) {
+    CHECK_THAT(number_at(json, key) > 0, "%s", key);
+  }
+  // 2 layers * (keys and values) * 2 heads * 256 positions * 16 numbers * 2 bytes
+  CHECK(number_at(json, "kv_bytes") == 2 * 2 * 2 * 256 * 16 * 2);
+  CHECK(has(json, "fewer samples than the 99th percentile needs: 11"));
+}
+
+TEST(generate_stops_at_a_token_that_ends_a_text) {
+  const std::vector<uint32_t> unstopped = Files().continue_text({5}, 20);
+  const uint32_t last = unstopped[4];
+  size_t length = 0;
+  while (unstopped[length] != last) length++;
+  Files files([&](ProgramWriter* writer) { writer->eos = {99, last}; });
+  CHECK(run(runner::generate,
+            {files.model, "--tokens", "5", "-n", "20", "--temperature", "0", "--json", files.json}).exit_code == 0);
+  const std::string json = read_file(files.json);
+  const std::vector<uint32_t> expected(unstopped.begin(), unstopped.begin() + static_cast<long>(length) + 1);
+  CHECK(has(json, "\"tokens\":[" + joined(expected) + "]"));
+  CHECK(has(json, "\"stop\":\"eos\""));
+}
+
+TEST(generate_ends_when_the_context_is_full_and_says_so) {
+  Files files;
+  CHECK(run(runner::generate, {files.model, "--tokens", "1,2,3,4", "-n", "50", "--context", "8", "--json", files.json})
+            .exit_code == 0);
+  const std::string json = read_file(files.json);
+  CHECK(has(json, "the context of 8 tokens was full before the end"));
+  // Four tokens of prompt, four more in the cache, and the one they predict.
+  const size_t begin = json.find('['), end = json.find(']');
+  size_t tokens = 1;
+  for (size_t i = begin; i < end; i++) tokens += json[i] == ',';
+  CHECK_THAT(tokens == 5, "%zu", tokens);
+}
+
+TEST(the_same_seed_gives_the_same_tokens_and_another_gives_others) {
+  Files files;
+  std::string found[3];
+  const char* seeds[] = {"7", "7", "8"};
+  for (int i = 0; i < 3; i++) {
+    run(runner::generate, {files.model, "--tokens", "5", "-n", "40", "--seed", seeds[i], "--json", files.json});
+    const std::string json = read_file(files.json);
+    found[i] = json.substr(0, json.find(']'));
+  }
+  CHECK(found[0] == found[1] && found[0] != found[2]);
+}
+
+TEST(an_interrupt_ends_the_answer_with_130) {
+  Files files;
+  runner::interrupt();
+  const Failure failure = run(runner::generate, {files.model, "--tokens", "5", "--json", files.json});
+  CHECK(failure.exit_code == 130 && failure.message == "interrupted");
+}
+
+TEST(what_cannot_be_run_is_refused_with_a_sentence) {
+  Files files;
+  const auto refuses = [&](Verb verb, std::vector<std::string> words, int code, const std::string& message) {
+    const Failure failure = run(verb, words);
+    return CHECK_THAT(failure.exit_code == code && failure.message == message, "%d: %s", failure.exit_code,
+                      failure.message.c_str());
+  };
+  const std::string& model = files.model;
+  refuses(runner::generate, {}, 2, "no model is given");
+  refuses(runner::generate, {"--tokens", "1"}, 2, "no model is given");
+  refuses(runner::generate, {model}, 2, "no prompt is given");
+  refuses(runner::generate, {model, "--tokens", "1", "--prompt", "a"}, 2, "more than one prompt is given");
+  refuses(runner::generate, {model, "--prompt", "a"}, 2, "this model has no tokenizer");
+  refuses(runner::generate, {model, "--tokens", "100"}, 2, "--tokens is '100'");
+  refuses(runner::generate, {model, "--tokens", "1,,2"}, 2, "--tokens is ''");
+  refuses(runner::generate, {model, "--tokens", "1", "-n", "0"}, 2, "-n is '0'");
+  refuses(runner::generate, {model, "--tokens", "1", "-n", "12x"}, 2, "-n is '12x'");
+  refuses(runner::generate, {model, "--tokens", "1", "--temperature", "nan"}, 2, "--temperature is 'nan'");
+  refuses(runner::generate, {model, "--tokens", "1", "--context", "257"}, 2, "--context is '257'");
+  refuses(runner::generate, {model, "--tokens", "1,2,3", "--context", "2"}, 2,
+          "the prompt has 3 tokens and the context holds 2");
+  refuses(runner::generate, {model, "--tokens"}, 2, "option '--tokens' needs a value");
+  refuses(runner::generate, {model, "--speed", "9"}, 2, "there is no option '--speed' here");
+  refuses(runner::generate, {model, model, "--tokens", "1"}, 2, "'" + model + "' is one file too many");
+  refuses(runner::info, {"/no/such.edge"}, 2, "'/no/such.edge' cannot be opened: No such file or directory");
+  refuses(runner::info, {"/"}, 7, "'/' is not a file that can be mapped into memory");
+  refuses(runner::probe, {model}, 2, "this model carries no probe");
+  refuses(runner::tokenize, {model}, 2, "this model has no tokenizer");
+  refuses(runner::logits, {model, "--out", files.json}, 2, "--token-file and --out are both needed");
+  refuses(runner::bench, {model, "-p", "300"}, 2, "-p is '300'");
+  const std::string odd = files.folder.write("odd", "12345", 5);
+  const std::string no_list = "'" + odd + "' is not a list of tokens";
+  refuses(runner::logits, {model, "--token-file", odd, "--out", files.json}, 2, no_list);
+}
+
+TEST(a_damaged_model_is_refused_with_7_and_damaged_weights_by_verify) {
+  Files files;
+  CHECK(run(runner::verify, {files.model}).exit_code == 0);
+  std::vector<uint8_t> damaged = files.file;
+  damaged.back() ^= 1;
+  const std::string weights = files.folder.write("weights.edge", damaged.data(), damaged.size());
+  CHECK(run(runner::info, {weights}).exit_code == 0);
+  const Failure found = run(runner::verify, {weights});
+  CHECK(found.exit_code == 7 && found.message == "the weights of the program file are damaged");
+  CHECK(found.hint == "'" + weights + "' is not as it was written: copy it again");
+  const std::string cut = files.folder.write("cut.edge", files.file.data(), files.file.size() / 2);
+  CHECK(run(runner::generate, {cut, "--tokens", "1"}).exit_code == 7);
+  const std::string empty = files.folder.write("empty.edge", "", 0);
+  CHECK(run(runner::info, {empty}).exit_code == 7);
+}
+
+TEST(logits_are_those_of_the_library_however_they_are_cut) {
+  Files files;
+  std::vector<uint32_t> tokens(100);
+  for (size_t i = 0; i < tokens.size(); i++) tokens[i] = static_cast<uint32_t>(i * 37 % files.vocab);
+  const std::string list = files.folder.write("tokens", tokens.data(), tokens.size() * 4);
+  const std::string out = files.folder.name("logits");
+  const std::vector<float> all = files.logits_of(tokens);
+  for (const size_t first : {0u, 1u, 40u, 99u, 100u}) {
+    for (const char* chunk : {"1", "7", "100"}) {
+      CHECK(run(runner::logits, {files.model, "--token-file", list, "--out", out, "--chunk", chunk, "--start",
+                                 std::to_string(first)})
+                .exit_code == 0);
+      const std::string found = read_file(out);
+      const size_t expected_bytes = (tokens.size() - first) * files.vocab * sizeof(float);
+      CHECK(found.size() == expected_bytes);
+      CHECK_THAT(std::memcmp(found.data(), all.data() + first * files.vocab, expected_bytes) == 0,
+                 "start %zu, chunk %s", first, chunk);
+    }
+  }
+}
+
+TEST(bench_writes_a_row_for_each_test_and_number_of_threads) {
+  Files files;
+  CHECK(run(runner::bench, {files.model, "-p", "16,32", "-n", "4", "-d", "8", "-r", "3", "-t", "1,2", "--json",
+                            files.json})
+            .exit_code == 0);
+  const std::string json = read_file(files.json);
+  for (const char* threads : {"1", "2"}) {
+    for (const char* test : {"pp16", "pp32", "tg4"}) {
+      CHECK(has(json, "{\"test\":\"" + std::string(test) + "\",\"threads\":" + threads + ",\"depth\":8,"));
+    }
+  }
+  const size_t samples = json.find("\"samples\":[", json.find("\"rows\""));
+  size_t commas = 0;
+  for (size_t i = samples + 11; json[i] != ']'; i++) commas += json[i] == ',';
+  CHECK(commas == 2);
+  CHECK(number_at(json, "bytes_per_token") > 0);
+}
+
+// ---- The probe.
+
+void put(const void* data, size_t bytes, std::vector<uint8_t>* to) {
+  const auto* from = static_cast<const uint8_t*>(data);
+  to->insert(to->end(), from, from + bytes);
+}
+
+void put_u32(uint32_t value, std::vector<uint8_t>* to) { put(&value, 4, to); }
+
+// A probe whose reference gives logits `sharpness` times the model's own, and what the metrics then are.
+struct ProbeCase {
+  ProbeCase(const Files& files, float sharpness, uint32_t top) {
+    const std::vector<uint32_t> ids = {3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46};
+    const std::vector<float> logits = files.logits_of(ids);
+    format::ProbeHeader header{};
+    header.version = format::kProbeVersion;
+    header.sequences = 1;
+    header.top = top;
+    header.continuations = 1;
+    header.continuation_tokens = 30;
+    header.reference_rep4 = 0.5f;
+    header.scored = ids.size() - 2;
+    std::vector<uint8_t> body;
+    put_u32(static_cast<uint32_t>(ids.size()), &body);
+    put_u32(2, &body);
+    put(ids.data(), ids.size() * 4, &body);
+    for (size_t p = 2; p < ids.size(); p++) {
+      score(&logits[(p - 1) * files.vocab], files.vocab, ids[p], sharpness, top, &header, &body);
+    }
+    put_u32(2, &body);
+    put_u32(5, &body);
+    put_u32(6, &body);
+    put(&header, sizeof header, &bytes);
+    put(body.data(), body.size(), &bytes);
+    kld_mean /= static_cast<double>(header.scored);
+    perplexity = std::exp(nll / static_cast<double>(header.scored));
+    reference_perplexity = std::exp(header.reference_nll_sum / static_cast<double>(header.scored));
+    const std::vector<uint32_t> made = files.continue_text({5, 6}, 30);
+    size_t repeated = 0;
+    for (size_t i = 0; i + 4 <= made.size(); i++) {
+      bool seen = false;
+      for (size_t j = 0; j < i; j++) seen = seen || std::equal(&made[i], &made[i] + 4, &made[j]);
+      repeated += seen;
+    }
+    rep4 = static_cast<double>(repeated) / static_cast<double>(made.size() - 3);
+  }
+
+  void score(const float* logits, size_t vocab, uint32_t token, float sharpness, uint32_t top,
+             format::ProbeHeader* header, std::vector<uint8_t>* body) {
+    std::vector<double> own(vocab), reference(vocab);
+    double own_total = 0, reference_total = 0;
+    for (size_t i = 0; i < vocab; i++) {
+      own_total += own[i] = std::exp(double(logits[i]));
+      reference_total += reference[i] = std::exp(double(logits[i]) * sharpness);
+    }
+    std::vector<uint32_t> order(vocab);
+    for (uint32_t i = 0; i < vocab; i++) order[i] = i;
+    for (size_t i = 0; i < vocab; i++) {
+      for (size_t j = i + 1; j < vocab; j++) {
+        if (reference[order[j]] > reference[order[i]]) std::swap(order[i], order[j]);
+      }
+    }
+    const float logp = static_cast<float>(std::log(reference[token] / reference_total));
+    put(&logp, 4, body);
+    put(order.data(), top * 4, body);
+    double own_rest = 1, reference_rest = 1;
+    for (uint32_t i = 0; i < top; i++) {
+      const double p = reference[order[i]] / reference_total, q = own[order[i]] / own_total;
+      const float logp_of_top = static_cast<float>(std::log(p));
+      put(&logp_of_top, 4, body);
+      kld_mean += p * std::log(p / q);
+      own_rest -= q;
+      reference_rest -= p;
+    }
+    if (top < vocab) kld_mean += reference_rest * std::log(reference_rest / own_rest);
+    nll -= std::log(own[token] / own_total);
+    header->reference_nll_sum -= std::log(reference[token] / reference_total);
+  }
+
+  std::vector<uint8_t> bytes;
+  double kld_mean = 0, nll = 0, perplexity = 0, reference_perplexity = 0, rep4 = 0;
+};
+
+bool is_near(double found, double expected) { return std::fabs(found - expected) <= 1e-4 * std::fabs(expected) + 1e-6; }
+
+TEST(the_probe_measures_the_distance_from_the_recorded_reference) {
+  Files files;
+  for (const uint32_t top : {10u, static_cast<uint32_t>(files.vocab)}) {
+    for (const float sharpness : {1.0f, 1.3f}) {
+      const ProbeCase expected(files, sharpness, top);
+      const std::string path = files.folder.write("probe", expected.bytes.data(), expected.bytes.size());
+      const Failure failure = run(runner::probe, {files.model, "--probe", path, "--json", files.json});
+      CHECK_THAT(failure.exit_code == 0, "%s", failure.message.c_str());
+      const std::string json = read_file(files.json);
+      CHECK(number_at(json, "tokens") == 9);
+      CHECK_THAT(is_near(number_at(json, "kld_mean"), expected.kld_mean), "%g, not %g", number_at(json, "kld_mean"),
+                 expected.kld_mean);
+      CHECK(number_at(json, "kld_p99") >= number_at(json, "kld_mean"));
+      CHECK(is_near(number_at(json, "perplexity"), expected.perplexity));
+      CHECK(is_near(number_at(json, "reference_perplexity"), expected.reference_perplexity));
+      CHECK(number_at(json, "same_top") == 1);
+      CHECK_THAT(is_near(number_at(json, "rep4"), expected.rep4), "%g, not %g", number_at(json, "rep4"), expected.rep4);
+      CHECK(number_at(json, "reference_rep4") == 0.5);
+      const bool is_calm = expected.rep4 <= 0.75 && expected.perplexity < 2 * expected.reference_perplexity;
+      CHECK(has(json, is_calm ? "\"verdict\":\"coherent\"" : "\"verdict\":\"degraded\""));
+    }
+  }
+}
+
+TEST(a_probe_in_the_file_is_found) {
+  const Files plain;
+  const ProbeCase expected(plain, 1.0f, 10);
+  Files files([&](ProgramWriter* writer) { writer->probe = expected.bytes; });
+  CHECK(run(runner::probe, {files.model, "--json", files.json}).exit_code == 0);
+  CHECK(is_near(number_at(read_file(files.json), "perplexity"), expected.perplexity));
+}
+
+TEST(a_damaged_probe_is_refused_and_never_crashes) {
+  Files files;
+  const ProbeCase whole(files, 1.0f, 10);
+  const auto outcome = [&](const std::vector<uint8_t>& bytes) {
+    const std::string path = files.folder.write("probe", bytes.data(), bytes.size());
+    return run(runner::probe, {files.model, "--probe", path, "--json", files.json}).exit_code;
+  };
+  for (size_t length = 0; length < whole.bytes.size(); length += length < 80 ? 1 : 37) {
+    CHECK_THAT(outcome(std::vector<uint8_t>(whole.bytes.begin(), whole.bytes.begin() + static_cast<long>(length))) == 7,
+               "length %zu", length);
+  }
+  for (size_t at = 0; at < 160; at++) {
+    for (const uint8_t mask : {0x01, 0x80, 0xff}) {
+      std::vector<uint8_t> flipped = whole.bytes;
+      flipped[at] ^= mask;
+      // Continuations are the one thing that can be asked for without end; a context bounds them.
+      const int code = outcome(flipped);
+      CHECK_THAT(code == 0 || code == 7 || code == 3, "byte %zu: %d", at, code);
+    }
+  }
+}
+
+TEST(json_is_valid_whatever_text_it_holds) {
+  runner::Json json;
+  json.open_object();
+  json.member("a\"b", "back\\slash\n\x01\x7f");
+  json.member("bad", std::string_view("\xff\xc0\xafok\xed\xa0\x80\xe2\x82", 10));
+  json.member("good", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80");
+  json.member("nan", NAN).member("half", 0.5).member("large", UINT64_MAX).member("yes", true);
+  json.key("none").null().list("numbers", std::vector<uint32_t>{1, 2}).close_object();
+  const std::string wrong = "\xef\xbf\xbd";
+  std::string expected = R"({"a\"b":"back\\slash\u000a\u0001\u007f","bad":")";
+  expected += wrong + wrong + wrong + "ok" + wrong + wrong + wrong + wrong + wrong;
+  expected += "\",\"good\":\"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\",";
+  expected += R"("nan":null,"half":0.5,"large":18446744073709551615,"yes":true,"none":null,"numbers":[1,2]})";
+  CHECK_THAT(json.text() == expected, "%s", json.text().c_str());
+}
+
+}  // namespace
+}  // namespace edgekit::testing
+
+EDGEKIT_TEST_MAIN
