@@ -4,8 +4,8 @@
 //
 // Weights are as many copies of the matrix as fill 256 MiB, taken in turn, so that they come from memory; with --cached
 // one copy. Each thread has a share of the tiles and no barrier, so this is what the kernels can do, not a whole model.
-// The median of the passes is printed, and the fastest, which is what another busy process leaves alone. The first line is
-// the ceiling: memory read with plain loads by as many threads.
+// The median of the passes is printed, and the fastest, which is what another busy process leaves alone. The first line
+// is the ceiling: memory read with plain loads by as many threads.
 #include <algorithm>
 #include <atomic>
 #include <chrono>

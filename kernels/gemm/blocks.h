@@ -1,5 +1,5 @@
-// A block, 32 k of one tile, in each packed format and as plain codes [quad][column][4], one int8 each. Slow and plainly
-// right: packing, embedding rows and the scalar kernels use it; edgekit/gemm.h describes the formats.
+// A block, 32 k of one tile, in each packed format and as plain codes [quad][column][4], one int8 each. Slow and
+// plainly right: packing, embedding rows and the scalar kernels use it; edgekit/gemm.h describes the formats.
 #pragma once
 
 #include "gemm/layout.h"

@@ -50,8 +50,8 @@ struct Candidates {
   size_t count;  // a multiple of 16
 };
 
-// First 1, for weights that already are levels, then the span from its wide end. Lopsided levels have every scale twice,
-// positive and negative. What is left of the last 16 repeats the last.
+// First 1, for weights that already are levels, then the span from its wide end. Lopsided levels have every scale
+// twice, positive and negative. What is left of the last 16 repeats the last.
 void fill(Candidates* candidates, size_t steps, const Levels& levels) {
   const size_t signs = levels.lopsided ? 2 : 1;
   const size_t wanted = smaller(steps * signs, kMostCandidates);

@@ -1,5 +1,5 @@
-// How the codes of a format become the bytes that a prefill loop multiplies: levels, whole numbers of which value = scale
-// * factor * level; level = code, but 2 * code + 1 for q2.
+// How the codes of a format become the bytes that a prefill loop multiplies: levels, whole numbers of which
+// value = scale * factor * level; level = code, but 2 * code + 1 for q2.
 #pragma once
 
 #include "gemm/layout.h"

@@ -84,7 +84,9 @@ struct BytesQ2 {
   static constexpr int32_t kBias = 3;
   template <class Store>
   static void of_block(const uint8_t* codes, const Store& store) {
-    BytesT2::of_block(codes, [&](size_t quad, size_t h, __m256i bytes) { store(quad, h, _mm256_add_epi8(bytes, bytes)); });
+    BytesT2::of_block(codes, [&](size_t quad, size_t h, __m256i bytes) {
+      store(quad, h, _mm256_add_epi8(bytes, bytes));
+    });
   }
 };
 

@@ -1,4 +1,4 @@
-// What the kernels of avx2 and avx_vnni share. A tile's 16 columns are two vectors of eight; each 32-bit lane is a column.
+// What the kernels of avx2 and avx_vnni share. A tile's 16 columns are two vectors of eight; a 32-bit lane is a column.
 #pragma once
 
 #include <immintrin.h>
@@ -42,8 +42,8 @@ inline Columns minus(Columns sums, int32_t bias) {
   return sums;
 }
 
-// The product for one row at a time. Sums::of_group gives the sums of level * a over the blocks of a group; Sums::kHalved
-// says that a level is half a scale.
+// The product for one row at a time. Sums::of_group gives the sums of level * a over the blocks of a group;
+// Sums::kHalved says that a level is half a scale.
 template <class Sums>
 inline void decode(const edgekit_gemm_args& args) {
   constexpr size_t kBlockBytes = block_bytes(Sums::kBits);

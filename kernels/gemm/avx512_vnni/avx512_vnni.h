@@ -1,6 +1,6 @@
 // Matrix products with vpdpbusd on 16 columns at once: each 32-bit lane is a column, and the quad of activations that
-// meets its four bytes is broadcast. The instruction multiplies unsigned by signed bytes, so codes enter with a bias that
-// makes them unsigned: what comes out is sum(code * a) + bias * sum(a).
+// meets its four bytes is broadcast. The instruction multiplies unsigned by signed bytes, so codes enter with a bias
+// that makes them unsigned: what comes out is sum(code * a) + bias * sum(a).
 #pragma once
 
 #include <immintrin.h>
@@ -52,7 +52,7 @@ inline __m512i multiply(__m512i sum, __m512i codes, const int8_t* a) {
 }
 
 // The product for one row at a time. `Sums` adds a block of codes to its accumulators and, after a group, gives the sum
-// of level * a and the factor that makes a level a value; there are several accumulators because vpdpbusd has a latency.
+// of level * a and the scale that makes a level a value; there are several accumulators because vpdpbusd has a latency.
 template <class Sums>
 inline void decode(const edgekit_gemm_args& args) {
   constexpr size_t kBlockBytes = block_bytes(Sums::kBits);

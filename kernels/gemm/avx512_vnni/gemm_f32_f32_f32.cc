@@ -3,7 +3,12 @@
 
 namespace edgekit::gemm {
 
-void gemm_f32_f32_f32_1x64x1_avx512_vnni(const edgekit_gemm_args* args) { multiply_float_tiles<1, 4, float>(*args); }
-void gemm_f32_f32_f32_12x32x1_avx512_vnni(const edgekit_gemm_args* args) { multiply_float_tiles<12, 2, float>(*args); }
+void gemm_f32_f32_f32_1x64x1_avx512_vnni(const edgekit_gemm_args* args) {
+  multiply_float_tiles<1, 4, float>(*args);
+}
+
+void gemm_f32_f32_f32_12x32x1_avx512_vnni(const edgekit_gemm_args* args) {
+  multiply_float_tiles<12, 2, float>(*args);
+}
 
 }  // namespace edgekit::gemm

@@ -35,7 +35,8 @@ struct Sums {
   __m512i total(int32_t a_sum) const {
     const __m512i sum_of_eights = _mm512_srai_epi32(_mm512_add_epi32(eights[0], eights[1]), 3);
     const __m512i sum_of_high = _mm512_srai_epi32(_mm512_add_epi32(high[0], high[1]), 5);
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(ones[0], ones[1]), _mm512_add_epi32(sum_of_eights, sum_of_high));
+    const __m512i sum_of_ones = _mm512_add_epi32(ones[0], ones[1]);
+    const __m512i sum = _mm512_add_epi32(sum_of_ones, _mm512_add_epi32(sum_of_eights, sum_of_high));
     return _mm512_sub_epi32(sum, _mm512_set1_epi32(kBias * a_sum));
   }
   static __m512 scale(__m512 w_scale) { return w_scale; }

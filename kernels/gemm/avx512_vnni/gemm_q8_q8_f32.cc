@@ -25,7 +25,9 @@ struct Sums {
 };
 
 void unpack(size_t blocks, const uint8_t* codes, uint8_t* bytes) {
-  for (size_t row = 0; row < blocks * kQuads; row++) store_row(bytes + row * kRow, biased(load_row(codes + row * kRow)));
+  for (size_t row = 0; row < blocks * kQuads; row++) {
+    store_row(bytes + row * kRow, biased(load_row(codes + row * kRow)));
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What q2 and t2 share: fields 0 to 2 are code + 2, field 3 is the code. A group of 128 adds up to 32 * 3 * 127 = 12192 to
-// a 16-bit sum, so it fits whole.
+// What q2 and t2 share: fields 0 to 2 are code + 2, field 3 is the code. A group of 128 adds up to 32 * 3 * 127 = 12192
+// to a 16-bit sum, so it fits whole.
 #pragma once
 
 #include "gemm/neon/long_multiply.h"

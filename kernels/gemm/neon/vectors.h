@@ -37,8 +37,8 @@ inline void prefetch_block(const uint8_t* codes, size_t bytes) {
   for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(codes + kAhead + line, 0, 0);
 }
 
-// The product for one row at a time. Sums::of_group gives the sums of level * a over the blocks of a group; Sums::kHalved
-// says that a level is half a scale.
+// The product for one row at a time. Sums::of_group gives the sums of level * a over the blocks of a group;
+// Sums::kHalved says that a level is half a scale.
 template <class Sums>
 inline void decode(const edgekit_gemm_args& args) {
   const size_t groups = group_count(args.k, args.group);

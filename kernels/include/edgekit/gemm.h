@@ -71,7 +71,7 @@ typedef struct edgekit_gemm_kernel {
   edgekit_gemm_fn run;  // null in a binary of another architecture
 } edgekit_gemm_kernel;
 
-// Every kernel of every architecture, best first for each (weights, mr class): a plan for one machine is made on another.
+// Every kernel of every architecture, best first for each (weights, mr class): plans are made for other machines, too.
 const edgekit_gemm_kernel* edgekit_gemm_kernels(size_t* count);
 
 // The kernel of that name, or null.
@@ -100,11 +100,11 @@ void edgekit_quantize_row(size_t k, size_t k_padded, size_t group, const float* 
                           int32_t* sum);
 
 // Quantizes weights [n][k] to codes [n][k] and bf16 scales [n][groups] for the format (q8, q4, q3, q2 or t2). For each
-// group it tries `steps` scales (1 to 128), the first max|w| / |lowest level| and the others around it, and keeps the one
-// with the least squared error (`importance` [k] weighs the error of each column; null for equal weights). q4 and q3 have
-// one level more below zero than above, so for them each is tried with both signs: a scale may be negative.
-// Code = w / scale - offset, rounded to nearest, ties to even, and clamped. A group of zeros, of weights too small for a
-// scale (below 2^-100), or with one that is not finite, has scale 0 and zero codes. Any k; the same on every ISA.
+// group it tries `steps` scales (1 to 128), the first max|w| / |lowest level| and the others around it, and keeps the
+// one with the least squared error (`importance` [k] weighs the error of each column; null for equal weights). q4 and q3
+// have one level more below zero than above, so for them each is tried with both signs: a scale may be negative.
+// Code = w / scale - offset, rounded to nearest, ties to even, and clamped. A group of zeros, of weights too small for
+// a scale (below 2^-100), or with one that is not finite, has scale 0 and zero codes. Any k; the same on every ISA.
 void edgekit_quantize_weights(edgekit_format format, size_t n, size_t k, size_t group, size_t steps,
                               const float* weights, const float* importance, int8_t* codes, uint16_t* scales);
 
