@@ -148,7 +148,7 @@ inline float sum(Lanes a) {
 }
 inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
 
-constexpr int kTile = 8;  // accumulators that hide the latency of fma and leave registers for operands
+constexpr int kTile = 16;  // half of the registers accumulate
 
 #elif defined(__AVX2__)
 
