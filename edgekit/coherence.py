@@ -21,7 +21,7 @@ PROBE_TOP = 128
 PROBE_WINDOW = 256
 # Each scored token takes 1 KB of the program file.
 PROBE_TOKENS = 1024
-CONTINUATIONS = 3
+CONTINUATIONS = 8
 CONTINUATION_TOKENS = 100
 PROMPT_TOKENS = 16
 # version, sequences, top, continuations, continuation_tokens, reference_rep4, reference_nll_sum, scored, reserved
@@ -162,17 +162,20 @@ def make_probe(
     *,
     context: int,
     begin: int | None = None,
+    continuations: int = CONTINUATIONS,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> bytes:
     """The probe section for `model` over the beginning of the held-out text `ids` (kernels/program/probe_format.h).
 
     Every sequence starts with the token `begin`, where there is one, and all tokens but the first are scored.
+    Prompts to be continued are taken from places of the text that are equally far apart.
     """
     lead = np.array([] if begin is None else [begin], np.uint32)
     length = min(context, PROBE_WINDOW)
-    sequences = [np.concatenate([lead, window]) for window in windows(ids[:PROBE_TOKENS], length - len(lead))]
-    prompts = _prompts(sequences, length)
-    count = min(CONTINUATION_TOKENS, context - PROMPT_TOKENS)
+    ids = ids[:PROBE_TOKENS]
+    sequences = [np.concatenate([lead, window]) for window in windows(ids, length - len(lead))]
+    prompts = [np.concatenate([lead, prompt]) for prompt in _prompts(ids, continuations, length)]
+    count = min(CONTINUATION_TOKENS, context - PROMPT_TOKENS - len(lead))
     total = sum(map(len, sequences)) + _DECODE_WEIGHT * len(prompts) * count
     done = 0
     nll, scored, top = 0.0, 0, 0
@@ -187,17 +190,15 @@ def make_probe(
         scored += len(sequence) - 1
         done += len(sequence)
         on_progress(done, total)
-    continuations: list[list[int]] = []
+    continued: list[list[int]] = []
     for prompt in prompts:
         body += struct.pack("<I", len(prompt)) + prompt.astype("<u4").tobytes()
-        continuations.append([])
+        continued.append([])
         for token in _continued(model, prompt, count):
-            continuations[-1].append(token)
+            continued[-1].append(token)
             done += _DECODE_WEIGHT
             on_progress(done, total)
-    header = _PROBE_HEADER.pack(
-        PROBE_VERSION, len(sequences), top, len(prompts), count, rep4(continuations), nll, scored
-    )
+    header = _PROBE_HEADER.pack(PROBE_VERSION, len(sequences), top, len(prompts), count, rep4(continued), nll, scored)
     return header + bytes(body)
 
 
@@ -217,11 +218,12 @@ def _probe_sequence(sequence: Tokens, logits: Logits, top: int) -> tuple[bytes, 
     return b"".join(parts), nll
 
 
-def _prompts(sequences: list[Tokens], length: int) -> list[Tokens]:
-    """Beginnings of the first sequences, to be continued; none where a sequence cannot hold prompt and continuation."""
+def _prompts(ids: Tokens, count: int, length: int) -> list[Tokens]:
+    """`count` prompts; none where a context of `length` cannot hold one and what follows, fewer where they overlap."""
     if length < PROMPT_TOKENS + 8:
         return []
-    return [sequence[:PROMPT_TOKENS] for sequence in sequences if len(sequence) >= PROMPT_TOKENS][:CONTINUATIONS]
+    count = min(count, len(ids) // PROMPT_TOKENS)
+    return [ids[at * len(ids) // count :][:PROMPT_TOKENS] for at in range(count)]
 
 
 def _continued(model: ReferenceModel, prompt: Tokens, count: int) -> Iterator[int]:

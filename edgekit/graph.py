@@ -123,8 +123,10 @@ class Session:
     takes some hundred megabytes, and under memory pressure they are read again instead of swapped.
     """
 
-    def __init__(self, model: Graph | Path, *, threads: int = 2, prepack: bool = False) -> None:
-        """`prepack` folds constants and copies the weights into the layout of ONNX Runtime's kernels.
+    def __init__(self, model: Graph | Path, *, threads: int = 2, prepack: bool = False, exact: bool = False) -> None:
+        """`exact` keeps activations in float32 also where MatMulNBits would round them to int8 to be fast.
+
+        `prepack` folds constants and copies the weights into the layout of ONNX Runtime's kernels.
 
         Of no use in float32 (1.1 B: 4.1 GB instead of 0.2 GB of anonymous memory, 13 s to load, equally fast), while
         a quantized graph (portable.py) becomes MatMulNBits, and that has its fast kernels, only with it.
@@ -136,7 +138,7 @@ class Session:
                 file = save_graph(model, Path(self._folder.name))
             else:
                 file = model
-            self._session = _load(file, _session_options(threads, prepack=prepack), folds=prepack)
+            self._session = _load(file, _session_options(threads, prepack=prepack, exact=exact), folds=prepack)
         except BaseException:
             self.close()
             raise
@@ -232,11 +234,11 @@ def _load(file: Path, options: onnxruntime.SessionOptions, *, folds: bool) -> on
         raise Damaged(f"ONNX Runtime cannot load {file}: {reason:.300}", hint="compile again") from error
 
 
-def _session_options(threads: int, *, prepack: bool) -> onnxruntime.SessionOptions:
+def _session_options(threads: int, *, prepack: bool, exact: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
-    # MatMulNBits rounds activations to int8, a scale for each group of weights: its fastest way.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    # Of MatMulNBits: 1 computes in float32, 4 rounds activations to int8 with a scale for each group of weights.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
     return options

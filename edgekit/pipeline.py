@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint, open_checkpoint
-from edgekit.coherence import PROBE_WINDOW, Tokens, make_probe
+from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, make_probe
 from edgekit.cores import known_features
 from edgekit.cost import measured
 from edgekit.engines import check_engine
@@ -38,6 +38,8 @@ from edgekit.units import Bytes
 
 Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
 
+_LARGE = 300_000_000  # parameters
+_CONTINUATIONS_IF_LARGE = 3
 # Measured: what Python, ONNX Runtime and the kernels take before a model is opened.
 _BASE_MEMORY = Bytes(450 << 20)
 
@@ -79,12 +81,16 @@ class Forecast:
 
     @property
     def compile_bytes(self) -> Bytes:
-        """Memory that compiling takes here, weights that are mapped from files not counted."""
+        """Memory that compiling takes here; weights in float32 are mapped from a file and do not count."""
         decoder = self.checkpoint.decoder
         largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
-        # A matrix in float32 and its transpose; logits of a window in float32, three at once; a cache in float32.
-        logits = 3 * 4 * PROBE_WINDOW * decoder.vocab
-        return Bytes(_BASE_MEMORY + 2 * 4 * largest + logits + 2 * self.plan.kv_bytes + 2 * self.plan.weights_bytes)
+        # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
+        working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab)
+        # The self-test keeps codes as they come and packed; halves it widens. Its cache is twice as wide as the plan's.
+        formats = {scheme.format for scheme in self.quant.schemes.values()}
+        halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
+        kept = 0 if formats == {"f32"} else 2 * self.plan.weights_bytes + halves
+        return Bytes(_BASE_MEMORY + working + kept + 2 * self.plan.kv_bytes)
 
     @property
     def disk_bytes(self) -> Bytes:
@@ -242,7 +248,12 @@ def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> by
             cache.fill("probe", key) as folder,
         ):
             report = _part(progress, "probe: run the float32 reference")
-            probe = make_probe(session, ids, context=context, begin=checkpoint.bos_id, on_progress=report)
+            # In float32 a large model decodes slowly: a minute a continuation at 3 billion parameters on two cores.
+            continuations = CONTINUATIONS if checkpoint.parameters < _LARGE else _CONTINUATIONS_IF_LARGE
+            begin = checkpoint.bos_id
+            probe = make_probe(
+                session, ids, context=context, begin=begin, continuations=continuations, on_progress=report
+            )
             (folder / "probe").write_bytes(probe)
         return probe
     return (done / "probe").read_bytes()

@@ -134,5 +134,8 @@ def tolerance(schemes: Iterable[Scheme], layers: int) -> float:
 def _graph_logits(quant: QuantGraph, tokens: Tokens, cache: Cache) -> Logits:
     with cache.scratch() as folder:
         portable_onnx(quant, folder / "model.onnx")
-        with Session(folder / "model.onnx", threads=len(os.sched_getaffinity(0))) as session:
+        # Unpacked, ONNX Runtime widens most matrices before it runs: 4 bytes for each weight of the model.
+        packs = any(not scheme.is_float for scheme in quant.schemes.values())
+        threads = len(os.sched_getaffinity(0))
+        with Session(folder / "model.onnx", threads=threads, prepack=packs, exact=True) as session:
             return session.prefill(tokens.tolist())

@@ -146,8 +146,8 @@ def test_the_probe_holds_header_sequences_and_continuations_as_the_format_says()
     ids = np.arange(10, 50, dtype=np.uint32)
     probe = make_probe(Successor(), ids, context=32, begin=5)
     version, sequences, top, continuations, tokens, repeated, nll, scored = struct.unpack_from("<5IfdQ", probe)
-    # Windows of 31 and 9, each behind the token 5; the second is too short for a prompt of 16.
-    assert (version, sequences, top, continuations, tokens) == (1, 2, 128, 1, 16)
+    # Windows of 31 and 9, each behind the token 5; 40 tokens hold two prompts of 16. 32 - 16 - 1 tokens follow one.
+    assert (version, sequences, top, continuations, tokens) == (1, 2, 128, 2, 15)
     assert scored == 31 + 9
     assert repeated == 0.0
     at = 64
@@ -164,8 +164,9 @@ def test_the_probe_holds_header_sequences_and_continuations_as_the_format_says()
     assert nll == pytest.approx(-(38 * likely + 2 * other))
     sequence_bytes = [8 + 4 * n + (n - 1) * (4 + 8 * 128) for n in (32, 10)]
     prompt = 64 + sum(sequence_bytes)
-    assert struct.unpack_from("<I", probe, prompt)[0] == 16
-    assert len(probe) == prompt + 4 + 4 * 16
+    assert struct.unpack_from("<4I", probe, prompt) == (17, 5, 10, 11)
+    assert struct.unpack_from("<4I", probe, prompt + 4 + 4 * 17) == (17, 5, 30, 31)
+    assert len(probe) == prompt + 2 * (4 + 4 * 17)
 
 
 def test_a_vocabulary_smaller_than_the_top_is_kept_whole():
@@ -185,7 +186,7 @@ def test_progress_of_the_probe_ends_at_its_total():
         context=64,
         on_progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen[-1][0] == seen[-1][1] == 40 + 12 * 48
+    assert seen[-1][0] == seen[-1][1] == 40 + 12 * 2 * 48
     assert seen == sorted(seen)
 
 
@@ -193,3 +194,15 @@ def test_the_probe_takes_the_first_1024_tokens_of_a_long_text():
     probe = make_probe(Successor(), np.arange(5000, dtype=np.uint32) % 200, context=256)
     assert struct.unpack_from("<2I", probe)[1] == 4
     assert struct.unpack_from("<Q", probe, 32)[0] == 1024 - 4
+
+
+def test_prompts_come_from_places_equally_far_apart():
+    probe = make_probe(Successor(), np.arange(160, dtype=np.uint32), context=64, continuations=4)
+    tail = np.frombuffer(probe[-4 * 17 * 4 :], np.uint32).reshape(4, 17)
+    assert tail[:, 0].tolist() == [16] * 4
+    assert tail[:, 1].tolist() == [0, 40, 80, 120]
+
+
+def test_a_context_too_short_for_a_continuation_has_none():
+    probe = make_probe(Successor(), np.arange(160, dtype=np.uint32), context=20)
+    assert struct.unpack_from("<5I", probe)[3] == 0
