@@ -61,7 +61,7 @@ void logits(int count, char** words) {
     const size_t wanted = done + length > first ? std::min(length, done + length - first) : 0;
     rows.resize(wanted * model.info().vocab);
     session.forward(&tokens[done], length, rows.data(), wanted);
-    written = std::fwrite(rows.data(), sizeof(float), rows.size(), file) == rows.size();
+    written = rows.empty() || std::fwrite(rows.data(), sizeof(float), rows.size(), file) == rows.size();
     done += length;
   }
   if ((file == stdout ? std::fflush(file) : std::fclose(file)) != 0 || !written) {
