@@ -15,5 +15,14 @@ set(CMAKE_CXX_ARCHIVE_FINISH "<CMAKE_AR> -m ziglang ranlib <TARGET>")
 # 64 KiB pages cover every ARM kernel configuration: 4 KiB, 16 KiB (Pi 5, new phones) and 64 KiB.
 set(CMAKE_EXE_LINKER_FLAGS_INIT "-static -s -Wl,-z,max-page-size=65536")
 
-# Probing the compiler by linking a program would build a C library for nothing.
-set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+# What CMake would find out by linking a program, which makes zig build a C and a C++ library that nothing else uses.
+set(CMAKE_CXX_COMPILER_ID Clang)
+set(CMAKE_CXX_COMPILER_ID_RUN ON)
+set(CMAKE_CXX_COMPILER_VERSION 22.1)
+set(CMAKE_CXX_COMPILER_FRONTEND_VARIANT GNU)
+set(CMAKE_CXX_COMPILER_FORCED ON)
+set(CMAKE_CXX_STANDARD_COMPUTED_DEFAULT 17)
+set(CMAKE_CXX_EXTENSIONS_COMPUTED_DEFAULT ON)
+set(CMAKE_CXX_COMPILE_FEATURES cxx_std_20)
+set(CMAKE_SIZEOF_VOID_P 8)
+set(CMAKE_HAVE_LIBC_PTHREAD ON)
