@@ -134,7 +134,7 @@ edgekit_status allocate_scratch(edgekit_session* session, edgekit_error* error) 
   Scratch measured;
   // A line between threads, so that no two write to the same one.
   const size_t own_bytes = lay_out_own(*session, extents, nullptr, &measured) + kLine;
-  session->scratch = new (std::nothrow) Scratch[threads]();
+  session->scratch.reset(new (std::nothrow) Scratch[threads]());
   if (session->scratch == nullptr || !session->arena.allocate(session->program->arena_floats * sizeof(float)) ||
       !session->shared.allocate(lay_out_shared(session, extents, nullptr)) ||
       !session->own.allocate(own_bytes * threads)) {
@@ -260,12 +260,7 @@ edgekit_status edgekit_session_create(const edgekit_program* program, const edge
   return EDGEKIT_OK;
 }
 
-void edgekit_session_free(edgekit_session* session) {
-  if (session != nullptr) {
-    delete[] session->scratch;
-    delete session;
-  }
-}
+void edgekit_session_free(edgekit_session* session) { delete session; }
 
 edgekit_memory edgekit_session_memory(const edgekit_session* session) {
   return {session->cache.bytes(), session->arena.bytes() + session->shared.bytes() + session->own.bytes()};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 
 #include "program/loaded.h"
 #include "program/threads.h"
@@ -105,7 +106,7 @@ struct edgekit_session {
   edgekit::Memory arena;   // the plan's buffers
   edgekit::Memory shared;  // scratch of all threads together
   edgekit::Memory own;     // scratch of each
-  edgekit::Scratch* scratch = nullptr;
+  std::unique_ptr<edgekit::Scratch[]> scratch;
   uint8_t* activations_memory = nullptr;  // of max_rows rows; an operator lays out its forms in it
   float* cosine = nullptr;                // [ropes][max_rows][head_dim / 2]
   float* sine = nullptr;

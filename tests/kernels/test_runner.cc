@@ -41,7 +41,7 @@ class Folder {
   std::string write(const std::string& file, const void* data, size_t bytes) {
     const std::string path = name(file);
     std::FILE* stream = std::fopen(path.c_str(), "wb");
-    if (stream == nullptr || std::fwrite(data, 1, bytes, stream) != bytes) std::abort();
+    if (stream == nullptr || (bytes > 0 && std::fwrite(data, 1, bytes, stream) != bytes)) std::abort();
     std::fclose(stream);
     return path;
   }
