@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle
+from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle, find_runner
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, make_probe
@@ -24,7 +24,7 @@ from edgekit.cost import measured
 from edgekit.engines import check_engine
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
-from edgekit.errors import DoesNotFit, Unsupported, UsageError
+from edgekit.errors import Damaged, DoesNotFit, Unsupported, UsageError
 from edgekit.graph import Session, build_graph, save_graph
 from edgekit.measure import Measurement
 from edgekit.passes import lower
@@ -126,6 +126,8 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         found = forecast(order.model, order.target, order.recipe, context=order.context)
         on_forecast(found)
         check_fit(found, order.most_memory, cache.root)
+        if order.engine == "native":
+            check_native(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
         probe = _probe(found, ids, cache, progress)
         quant = _quantize(found, order.recipe, cache, progress)
@@ -196,6 +198,30 @@ def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path) -> N
         )
 
 
+def check_native(found: Forecast) -> None:
+    """Nothing, if the native engine has what it takes. Writing would find out too, but late.
+
+    Raises:
+        TargetMissing: there is no runner for the target.
+        Unsupported, Damaged: a tokenizer that the runner would not do exactly, or none.
+    """
+    find_runner(found.target.triple)
+    pack_tokenizer(tokenizer_file(found.checkpoint))
+
+
+def tokenizer_file(checkpoint: Checkpoint) -> Path:
+    """The checkpoint's tokenizer.json.
+
+    Raises:
+        Unsupported: it has none.
+    """
+    if checkpoint.tokenizer_file is None:
+        raise Unsupported(
+            f"{checkpoint.path} holds no tokenizer.json", hint="save it with a fast tokenizer of transformers"
+        )
+    return checkpoint.tokenizer_file
+
+
 def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
     """The probe's text in the checkpoint's tokens, nothing put before it.
 
@@ -214,13 +240,20 @@ def tokens_of(checkpoint: Checkpoint, text: str, *, special: bool = False) -> To
 
     Raises:
         Unsupported: the checkpoint has no tokenizer.
+        Damaged: its tokenizer is malformed, or gives tokens that the model does not have.
     """
-    if checkpoint.tokenizer_file is None:
-        raise Unsupported(
-            f"{checkpoint.path} holds no tokenizer.json", hint="save it with transformers' fast tokenizer"
+    file, vocab = tokenizer_file(checkpoint), checkpoint.decoder.vocab
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        # The package raises nothing narrower for a file that it cannot read.
+        raise Damaged(f"{file} is not a tokenizer: {error}", hint="download it again") from error
+    ids = np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.uint32)
+    if len(ids) and ids.max() >= vocab:
+        raise Damaged(
+            f"{file} gives the token {ids.max()} and the model has {vocab}", hint="they belong to different models"
         )
-    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-    return np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.uint32)
+    return ids
 
 
 def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progress: Progress) -> Session:
@@ -278,10 +311,9 @@ def _quantize(found: Forecast, recipe: Recipe, cache: Cache, progress: Progress)
 def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
     """The program file and its runner, and where they can be tried."""
     checkpoint = found.checkpoint
-    assert checkpoint.tokenizer_file is not None
     draft.add_runner(found.target.triple)
-    draft.add_tokenizer(checkpoint.tokenizer_file)
-    extras = Extras(pack_tokenizer(checkpoint.tokenizer_file), probe, checkpoint.bos_id, checkpoint.eos_ids)
+    draft.add_tokenizer(tokenizer_file(checkpoint))
+    extras = Extras(pack_tokenizer(tokenizer_file(checkpoint)), probe, checkpoint.bos_id, checkpoint.eos_ids)
     write_program(found.plan, quant, extras, draft.program, progress=_part(progress, "write: pack the weights"))
     return native_trial(found.target, draft.program, draft.runner)
 
@@ -289,8 +321,7 @@ def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes
 def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
     """The graph for stock ONNX Runtime, which is tried on this machine."""
     checkpoint = found.checkpoint
-    assert checkpoint.tokenizer_file is not None
-    draft.add_tokenizer(checkpoint.tokenizer_file)
+    draft.add_tokenizer(tokenizer_file(checkpoint))
     report = _part(progress, "write: standard ONNX")
     write_model(quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report)
     return onnx_trial(draft.folder / MODELS["onnxruntime"])

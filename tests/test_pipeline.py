@@ -11,7 +11,7 @@ from edgekit import pipeline
 from edgekit.bundle import open_bundle, verify_bundle
 from edgekit.cache import Cache
 from edgekit.checkpoint import open_checkpoint
-from edgekit.errors import DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
+from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
 from edgekit.pipeline import Order, build, check_fit, forecast, is_made_from, probe_ids, probe_text, tokens_of
 from edgekit.scheme import parse_recipe
 from edgekit.target import Rate
@@ -193,6 +193,47 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):
     path = make_checkpoint(tmp_path / "tiny", tokenizer=False)
     with pytest.raises(Unsupported, match=r"holds no tokenizer.json"):
         probe_ids(open_checkpoint(path), TEXT)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"model": {}}', b'{"model": {"type": "BPE", "vocab": {"a": 0}}}'])
+def test_a_damaged_tokenizer_is_refused_before_anything_takes_long(tmp_path, cache, order, content):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    (path / "tokenizer_config.json").unlink()
+    (path / "generation_config.json").unlink()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": None, "bos_token_id": None}))
+    (path / "tokenizer.json").write_bytes(content)
+    stages = []
+    with pytest.raises(Damaged) as caught:
+        compiled(replace(order, model=path), cache, stages)
+    assert caught.value.exit_code == 7
+    assert stages == []
+
+
+def test_what_the_tokenizers_package_cannot_read_is_damaged(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    del tokenizer["added_tokens"][0]["rstrip"]
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(Damaged, match=r"tokenizer.json is not a tokenizer: missing field `rstrip`"):
+        tokens_of(open_checkpoint(path), TEXT)
+
+
+def test_tokens_that_the_model_does_not_have_are_damage(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["T"] = 320
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(Damaged, match=r"tokenizer.json gives the token 320 and the model has 320"):
+        tokens_of(open_checkpoint(path), TEXT)
+
+
+def test_a_missing_runner_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
+    stages = []
+    with pytest.raises(TargetMissing, match="there is no edgekit-run for"):
+        compiled(order, cache, stages)
+    assert stages == []
 
 
 def test_a_probe_text_of_one_token_is_refused(checkpoint):
