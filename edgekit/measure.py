@@ -1,11 +1,9 @@
 """Run a bundle on a device and say what was measured there, and what is doubtful about it.
 
-Everything that comes back is checked here: a device's output is bounded, and its numbers are numbers. Emulated time
-is never reported as time: those figures are null, and a warning says why.
+What comes back is checked first (replies.py). Emulated time is never reported as time: those figures are null, and a
+warning says why.
 """
 
-import json
-import math
 import shlex
 import statistics
 import sys
@@ -21,17 +19,8 @@ import numpy as np
 from edgekit.bundle import Bundle, verify_bundle
 from edgekit.coherence import Logits, Tokens
 from edgekit.device import Device
-from edgekit.errors import (
-    Damaged,
-    DeviceUnavailable,
-    DoesNotFit,
-    EdgekitError,
-    GateFailed,
-    TargetMissing,
-    TimedOut,
-    Unsupported,
-    UsageError,
-)
+from edgekit.errors import DeviceUnavailable, GateFailed
+from edgekit.replies import MESSAGE_LIMIT, REPORT_LIMIT, elf_machine, is_row, parse_report, refusal, table, token_list
 from edgekit.transports import Completed, printable
 from edgekit.units import Bytes, Seconds
 
@@ -40,13 +29,6 @@ DEFAULT_TIMEOUT = Seconds(3600)
 EMULATED = "emulated: time has no meaning here and is left out"
 # Standard deviation of a rate, as a share of it, above which the rate is doubtful.
 MOST_SPREAD = 0.1
-_REPORT_LIMIT = Bytes(8 << 20)
-_MESSAGE_LIMIT = 400
-_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
-_REFUSALS: dict[int, type[EdgekitError]] = {
-    kind.exit_code: kind
-    for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
-}
 _PROGRAM = "edgekit-run"
 # Beginnings of edgekit-run's warnings (devices/runner/measurement.cc) that say nothing where there is no time.
 _DOUBTS_OF_TIME = (
@@ -73,8 +55,8 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Threads:
-    """Threads for decoding and prefill and positions of KV cache; 0 leaves each to the plan."""
+class Resources:
+    """Resources for decoding and prefill and positions of KV cache; 0 leaves each to the plan."""
 
     decode: int = 0
     prefill: int = 0
@@ -176,7 +158,7 @@ class Runner:
         *,
         tokens: int,
         sampling: Sampling,
-        threads: Threads,
+        threads: Resources,
         raw: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
@@ -198,8 +180,8 @@ class Runner:
         report = self._fetch("report.json")
         return Generation(
             "".join(text).removesuffix("\n"),
-            _token_list(report, "tokens"),
-            _token_list(report, "prompt_tokens"),
+            token_list(report, "tokens"),
+            token_list(report, "prompt_tokens"),
             printable(str(report.get("stop", ""))),
             self._measurement(report),
         )
@@ -211,7 +193,7 @@ class Runner:
         argv = ["-p", _listed(prompts), "-n", _listed(generated), "-d", str(depth), "-r", str(runs)]
         argv += ["-t", _listed(threads)] if threads else []
         done = self._run("bench", *argv, "--json", "-")
-        report = _parse(done.stdout)
+        report = parse_report(done.stdout)
         rows = report.get("rows")
         if not isinstance(rows, list):
             raise DeviceUnavailable("the device's report of bench has no rows")
@@ -221,7 +203,7 @@ class Runner:
 
     def probe(self) -> Measurement:
         """The bundle's own probe: coherence against the reference that was recorded when it was compiled."""
-        report = _parse(self._run("probe", "--json", "-").stdout)
+        report = parse_report(self._run("probe", "--json", "-").stdout)
         if not isinstance(report.get("coherence"), dict):
             raise DeviceUnavailable("the device's report of the probe has no coherence")
         return self._measurement(report)
@@ -252,19 +234,19 @@ class Runner:
 
     def _fetch(self, remote: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-            self.device.transport.get(remote, Path(folder) / "report", limit=_REPORT_LIMIT)
-            return _parse((Path(folder) / "report").read_bytes())
+            self.device.transport.get(remote, Path(folder) / "report", limit=REPORT_LIMIT)
+            return parse_report((Path(folder) / "report").read_bytes())
 
     def _row(self, row: object) -> BenchRow:
-        if not isinstance(row, dict) or not _is_row(row):
+        if not isinstance(row, dict) or not is_row(row):
             raise DeviceUnavailable("the device's report of bench has a malformed row")
         samples = None if self.device.transport.emulated else tuple(map(float, row["samples"]))
         return BenchRow(printable(row["test"]), row["threads"], row["depth"], row["tokens"], samples)
 
     def _measurement(self, report: Mapping[str, Any]) -> Measurement:
-        parts = {name: _table(report, name) for name in ("latency", "memory", "bandwidth", "coherence", "device")}
+        parts = {name: table(report, name) for name in ("latency", "memory", "bandwidth", "coherence", "device")}
         noted = report.get("warnings", [])
-        warnings = [printable(str(text))[:_MESSAGE_LIMIT] for text in noted] if isinstance(noted, list) else []
+        warnings = [printable(str(text))[:MESSAGE_LIMIT] for text in noted] if isinstance(noted, list) else []
         if self.device.transport.emulated:
             for name in _TIMES:
                 parts[name] = {key: _without_time(key, value) for key, value in parts[name].items()}
@@ -285,18 +267,6 @@ def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TI
     return Runner(device, model=bundle.model, program=program, timeout=timeout)
 
 
-def refusal(done: Completed) -> EdgekitError:
-    """The error that a program which did not return 0 means: its own sentence and hint, cleaned and cut."""
-    lines = [line for line in printable(done.stderr.decode("utf-8", "replace")).splitlines() if line.strip()]
-    hint = next((line.removeprefix("hint:").strip() for line in lines if line.startswith("hint:")), "")
-    said = next((line for line in lines if not line.startswith("hint:")), "")
-    said = said.removeprefix("edgekit-run:").strip()[:_MESSAGE_LIMIT]
-    if done.returncode < 0:
-        return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)
-    kind = _REFUSALS.get(done.returncode, DeviceUnavailable)
-    return kind(said or f"edgekit-run ended with code {done.returncode}", hint=hint[:_MESSAGE_LIMIT])
-
-
 def _check_machine(program: Path, device: Device) -> None:
     made_for, runs = elf_machine(program), device.transport.machine
     if made_for != runs:
@@ -306,76 +276,11 @@ def _check_machine(program: Path, device: Device) -> None:
         )
 
 
-def elf_machine(program: Path) -> str:
-    """The machine word of an executable.
-
-    Raises:
-        Damaged: not an ELF executable of a machine that edgekit knows.
-    """
-    with program.open("rb") as stream:
-        head = stream.read(20)
-    machine = _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
-    if len(head) < 20 or head[:5] != b"\x7fELF\x02" or machine is None:
-        raise Damaged(f"{program.name} in the bundle is not a program for {' or '.join(_ELF_MACHINES.values())}")
-    return machine
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`.
-
-    Raises:
-        DeviceUnavailable: too long, too deep, not JSON, or not an object of finite numbers.
-    """
-    if len(data) > _REPORT_LIMIT:
-        raise DeviceUnavailable(f"the device's report takes {Bytes(len(data))}, at most {_REPORT_LIMIT} are read")
-    try:
-        report = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise DeviceUnavailable(f"the device's report is not JSON: {error}") from error
-    if not isinstance(report, dict):
-        raise DeviceUnavailable("the device's report is not a JSON object")
-    return report
-
-
 def _doubt(row: BenchRow) -> str:
     """What is doubtful about the samples of a row, or nothing."""
     if not row.stddev or not row.tokens_per_second or row.stddev / row.tokens_per_second <= MOST_SPREAD:
         return ""
     return f"{row.test} with {row.threads} threads: samples spread by {row.stddev / row.tokens_per_second:.0%}"
-
-
-def _is_row(row: Mapping[str, Any]) -> bool:
-    samples = row.get("samples")
-    return (
-        isinstance(row.get("test"), str)
-        and all(_is_count(row.get(name)) for name in ("threads", "depth", "tokens"))
-        and row["tokens"] > 0
-        and isinstance(samples, list)
-        and bool(samples)
-        and all(isinstance(sample, int | float) and 0 < sample < math.inf for sample in samples)
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a number")
-
-
-def _table(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    part = report.get(name, {})
-    if not isinstance(part, dict):
-        raise DeviceUnavailable(f"'{name}' in the device's report is not a table")
-    return part
-
-
-def _token_list(report: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    tokens = report.get(name)
-    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
-        raise DeviceUnavailable(f"'{name}' in the device's report is not a list of tokens")
-    return tuple(tokens)
 
 
 def _without_time(key: str, value: object) -> object:
@@ -397,6 +302,6 @@ def _sampling_options(sampling: Sampling) -> list[str]:
     ]
 
 
-def _thread_options(threads: Threads) -> list[str]:
+def _thread_options(threads: Resources) -> list[str]:
     options = [("--threads", threads.decode), ("--prefill-threads", threads.prefill), ("--context", threads.context)]
     return [text for name, count in options if count for text in (name, str(count))]

@@ -7,12 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from edgekit import errors
-from edgekit.errors import Damaged, DeviceUnavailable, GateFailed, TimedOut
-from edgekit.measure import EMULATED, BenchRow, Runner, Sampling, Threads, elf_machine, refusal
+from edgekit.errors import Damaged, DeviceUnavailable, GateFailed
+from edgekit.measure import EMULATED, BenchRow, Runner, Sampling, Resources
 from edgekit.testing import FakeDevice, Reply, make_program_header
-from edgekit.transports import Completed
-from edgekit.units import Seconds
 
 REPORT = {
     "tokens": [5, 6],
@@ -25,7 +22,7 @@ REPORT = {
     "warnings": ["too short"],
 }
 GREEDY = Sampling(temperature=0.0)
-PLANNED = Threads()
+PLANNED = Resources()
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ def test_a_prompt_may_look_like_an_option_or_hold_anything(start):
 
 def test_threads_context_and_raw_are_handed_on(start):
     runner = start(replied(REPORT))
-    runner.generate("x", tokens=2, sampling=GREEDY, threads=Threads(3, 4, 99), raw=True)
+    runner.generate("x", tokens=2, sampling=GREEDY, threads=Resources(3, 4, 99), raw=True)
     (argv,) = runner.device.transport.calls
     options = dict(itertools.pairwise(argv))
     assert (options["--threads"], options["--prefill-threads"], options["--context"]) == ("3", "4", "99")
@@ -117,49 +114,6 @@ def test_a_program_for_another_machine_is_refused_before_it_is_run(tmp_path):
 def test_onnx_runtime_is_refused_where_its_python_is_not(tmp_path):
     with pytest.raises(DeviceUnavailable, match=r"the engine onnxruntime runs on this machine, not on 'fake'"):
         Runner(FakeDevice([]), program=None, model=tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n" * 9, b"\x7fELF\x01" + bytes(40)])
-def test_a_runner_that_is_no_program_is_damaged(tmp_path, content):
-    (tmp_path / "edgekit-run").write_bytes(content)
-    with pytest.raises(Damaged, match="edgekit-run in the bundle is not a program for x86_64 or aarch64"):
-        elf_machine(tmp_path / "edgekit-run")
-
-
-def test_an_arm_program_is_known_by_its_header(tmp_path):
-    assert elf_machine(make_program_header(tmp_path / "edgekit-run", 183)) == "aarch64"
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        (2, errors.UsageError),
-        (3, errors.Unsupported),
-        (4, errors.TargetMissing),
-        (5, errors.GateFailed),
-        (6, errors.DeviceUnavailable),
-        (7, errors.Damaged),
-        (8, TimedOut),
-        (9, errors.DoesNotFit),
-    ],
-)
-def test_the_runners_exit_code_sentence_and_hint_become_the_error(code, kind):
-    done = Completed(code, b"", b"edgekit-run: the file is \x1b]0;odd\x07\nhint: copy it again\n", Seconds(0))
-    error = refusal(done)
-    assert type(error) is kind
-    assert error.exit_code == code
-    assert (error.message, error.hint) == ("the file is ]0;odd", "copy it again")
-
-
-def test_a_runner_that_dies_of_a_signal_is_the_devices_fault():
-    error = refusal(Completed(-4, b"", b"", Seconds(0)))
-    assert (error.exit_code, error.message) == (6, "edgekit-run was ended by signal 4")
-
-
-def test_an_unknown_code_and_a_long_sentence_are_bounded():
-    error = refusal(Completed(99, b"", b"x" * 10_000, Seconds(0)))
-    assert (error.exit_code, len(error.message)) == (6, 400)
-    assert refusal(Completed(99, b"", b"", Seconds(0))).message == "edgekit-run ended with code 99"
 
 
 def test_a_refusal_on_the_device_is_raised(start):

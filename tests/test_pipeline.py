@@ -1,7 +1,6 @@
 """The whole flow: what it writes, what it refuses, and what an interruption leaves."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +10,9 @@ from edgekit import pipeline
 from edgekit.bundle import open_bundle, verify_bundle
 from edgekit.cache import Cache
 from edgekit.checkpoint import open_checkpoint
-from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
-from edgekit.pipeline import Order, build, check_fit, forecast, is_made_from, probe_ids, probe_text, tokens_of
+from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, UsageError
+from edgekit.pipeline import Order, build, forecast, is_made_from
 from edgekit.scheme import parse_recipe
-from edgekit.target import Rate
 from edgekit.testing import make_checkpoint
 from edgekit.units import Bytes
 
@@ -142,57 +140,10 @@ def test_the_whole_is_refused_before_it_starts_when_it_takes_too_much_memory(ord
     assert stages == []
 
 
-def test_a_model_too_large_for_its_target_is_refused(checkpoint, cache):
-    found = forecast(checkpoint, "rpi-zero2w", parse_recipe("q4g32"), context=None)
-    assert found.fits
-    small = replace(found, target=replace(found.target, memory=Bytes(1000)))
-    with pytest.raises(DoesNotFit, match=r"the model takes .* and rpi-zero2w has 1000 B"):
-        check_fit(small, None, cache.root)
-
-
-def test_a_full_disk_is_noticed_before_it_starts(checkpoint, cache, monkeypatch):
-    found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(DoesNotFit, match=r"and 1 B are free"):
-        check_fit(found, None, cache.root)
-
-
-def test_a_forecast_reads_no_weights(checkpoint, tmp_path):
-    copy = shutil.copytree(checkpoint, tmp_path / "copy")
-    weights = copy / "model.safetensors"
-    length = int.from_bytes(weights.read_bytes()[:8], "little")
-    size = weights.stat().st_size
-    with weights.open("r+b") as stream:
-        stream.truncate(8 + length)
-        stream.truncate(size)  # every weight is now zero
-    found, expected = (forecast(path, "rpi5", parse_recipe("q4g32"), context=32) for path in (copy, checkpoint))
-    assert found.plan == expected.plan
-    assert found.device_bytes == found.plan.device_bytes
-
-
-def test_the_plan_of_the_host_does_not_depend_on_what_is_measured(checkpoint, monkeypatch):
-    def at(rate):
-        monkeypatch.setattr(
-            pipeline, "measured", lambda host: replace(host, dram=(Rate(1, rate, "measured here", "a test"),))
-        )
-        return forecast(checkpoint, "host", parse_recipe("q4g32"), context=32)
-
-    slow, fast = at(1e6), at(1e12)
-    assert slow.plan == fast.plan
-    assert slow.plan.decode_tokens_per_second is None
-    assert slow.predicted.decode_tokens_per_second is not None
-
-
 def test_an_unknown_target_is_refused_before_anything_is_written(order, cache):
     with pytest.raises(TargetMissing, match="unknown target 'toaster'"):
         compiled(replace(order, target="toaster"), cache)
     assert not order.output.exists()
-
-
-def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):
-    path = make_checkpoint(tmp_path / "tiny", tokenizer=False)
-    with pytest.raises(Unsupported, match=r"holds no tokenizer.json"):
-        probe_ids(open_checkpoint(path), TEXT)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"model": {}}', b'{"model": {"type": "BPE", "vocab": {"a": 0}}}'])
@@ -210,49 +161,12 @@ def test_a_damaged_tokenizer_is_refused_before_anything_takes_long(tmp_path, cac
     assert stages == []
 
 
-def test_what_the_tokenizers_package_cannot_read_is_damaged(tmp_path):
-    path = make_checkpoint(tmp_path / "tiny", context=64)
-    tokenizer = json.loads((path / "tokenizer.json").read_text())
-    del tokenizer["added_tokens"][0]["rstrip"]
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(Damaged, match=r"tokenizer.json is not a tokenizer: missing field `rstrip`"):
-        tokens_of(open_checkpoint(path), TEXT)
-
-
-def test_tokens_that_the_model_does_not_have_are_damage(tmp_path):
-    path = make_checkpoint(tmp_path / "tiny", context=64)
-    tokenizer = json.loads((path / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["T"] = 320
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(Damaged, match=r"tokenizer.json gives the token 320 and the model has 320"):
-        tokens_of(open_checkpoint(path), TEXT)
-
-
 def test_a_missing_runner_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
     stages = []
     with pytest.raises(TargetMissing, match="there is no edgekit-run for"):
         compiled(order, cache, stages)
     assert stages == []
-
-
-def test_a_probe_text_of_one_token_is_refused(checkpoint):
-    with pytest.raises(UsageError, match="the probe text has 1 tokens, too few to predict one"):
-        probe_ids(open_checkpoint(checkpoint), "a")
-
-
-def test_the_probe_text_is_two_to_three_kilobytes_of_varied_words():
-    text = probe_text()
-    words = text.lower().split()
-    assert 2000 <= len(text) <= 3000
-    assert len(set(words)) / len(words) > 0.5
-
-
-def test_tokens_are_those_of_the_tokenizers_package(checkpoint):
-    from tokenizers import Tokenizer
-
-    expected = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(TEXT).ids
-    assert tokens_of(open_checkpoint(checkpoint), TEXT).tolist() == expected
 
 
 def test_a_bundle_of_another_checkpoint_is_known_as_such(order, cache, tmp_path):

@@ -9,7 +9,9 @@ from edgekit.cli import _options
 from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
 from edgekit.cli.estimate import rate
 from edgekit.engines import ENGINES
-from edgekit.pipeline import Forecast, Order, Outcome, build, embedded_model
+from edgekit.forecast import Forecast
+from edgekit.pipeline import Order, Outcome, build
+from edgekit.reference import embedded_model
 from edgekit.scheme import parse_recipe
 from edgekit.units import Bytes
 

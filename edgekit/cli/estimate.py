@@ -9,7 +9,8 @@ from edgekit.cli import _options
 from edgekit.cli._console import show_json, show_pairs, show_table, warn
 from edgekit.errors import DoesNotFit
 from edgekit.explain import Explained, explain
-from edgekit.pipeline import Forecast, embedded_model, forecast
+from edgekit.forecast import Forecast, forecast
+from edgekit.reference import embedded_model
 from edgekit.scheme import parse_recipe
 from edgekit.units import Bytes, Seconds
 

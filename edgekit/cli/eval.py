@@ -14,7 +14,8 @@ from edgekit.device import open_device
 from edgekit.errors import UsageError
 from edgekit.eval import evaluate
 from edgekit.measure import Runner, open_runner
-from edgekit.pipeline import embedded_model, is_made_from, open_reference, probe_text, tokens_of
+from edgekit.pipeline import is_made_from
+from edgekit.reference import embedded_model, open_reference, probe_text, tokens_of
 from edgekit.units import Seconds
 
 _WINDOW = 256
@@ -79,7 +80,8 @@ def _window(bundle: Bundle, asked: int | None) -> int:
 
 def _on_text(runner: Runner, checkpoint: Checkpoint, text: str, *, window: int, stages: Stages) -> dict[str, Any]:
     ids = tokens_of(checkpoint, text, special=True)
-    with open_reference(checkpoint, context=window, cache=user_cache(), progress=stages) as reference:
+    cache = user_cache()
+    with cache.in_use(), open_reference(checkpoint, context=window, cache=cache, progress=stages) as reference:
         stage = f"eval: on {runner.device.name}"
         stages(stage, 0, 0)
         found = evaluate(

@@ -1,0 +1,104 @@
+"""What compiling a checkpoint for a target would make, and what that takes, from headers alone."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.checkpoint import Checkpoint, open_checkpoint
+from edgekit.coherence import PROBE_WINDOW
+from edgekit.cost import measured
+from edgekit.errors import DoesNotFit
+from edgekit.graph import build_graph
+from edgekit.passes import lower
+from edgekit.plan import Plan, default_context, make_plan
+from edgekit.quantize import QuantGraph, assign
+from edgekit.scheme import Recipe
+from edgekit.target import HOST, Target, load_target
+from edgekit.units import Bytes
+
+# Measured: what Python, ONNX Runtime and the kernels take before a model is opened.
+_BASE_MEMORY = Bytes(450 << 20)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a compile will make, known from the checkpoint's headers alone. `predicted` is the plan with rates."""
+
+    checkpoint: Checkpoint
+    quant: QuantGraph
+    target: Target
+    plan: Plan
+    predicted: Plan
+
+    @property
+    def device_bytes(self) -> Bytes:
+        """Memory that the model takes on the target: weights, KV cache of the whole context, activations, runner."""
+        return self.plan.device_bytes
+
+    @property
+    def fits(self) -> bool:
+        """True if the target has that much memory."""
+        return self.device_bytes <= self.target.memory
+
+    @property
+    def compile_bytes(self) -> Bytes:
+        """Memory that compiling takes here; weights in float32 are mapped from a file and do not count."""
+        decoder = self.checkpoint.decoder
+        largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
+        # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
+        working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab)
+        # The self-test keeps codes as they come and packed; halves it widens. Its cache is twice as wide as the plan's.
+        formats = {scheme.format for scheme in self.quant.schemes.values()}
+        halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
+        kept = 0 if formats == {"f32"} else 2 * self.plan.weights_bytes + halves
+        return Bytes(_BASE_MEMORY + working + kept + 2 * self.plan.kv_bytes)
+
+    @property
+    def disk_bytes(self) -> Bytes:
+        """Space that compiling takes in the cache: weights in float32, and as codes of a byte each, twice."""
+        return Bytes(6 * self.checkpoint.parameters)
+
+
+def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None) -> Forecast:
+    """What compiling `model` would make. Reads no weights.
+
+    The plan asks nothing of this machine, so it is the same whenever it is made; only `predicted` has the memory rate
+    of this machine, measured now, if the target is the host.
+    """
+    checkpoint = open_checkpoint(model)
+    target = load_target(target_name)
+    positions = default_context(checkpoint.decoder) if context is None else context
+    quant = assign(build_graph(checkpoint, context=positions), recipe)
+    lowered = lower(quant)
+    plan = make_plan(lowered, checkpoint.decoder, target, context=positions)
+    predicted = plan
+    if target_name == HOST:
+        predicted = make_plan(lowered, checkpoint.decoder, measured(target), context=positions)
+    return Forecast(checkpoint, quant, target, plan, predicted)
+
+
+def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path) -> None:
+    """Nothing, if the model fits its target and this machine can compile it.
+
+    Raises:
+        DoesNotFit: it does not.
+    """
+    if not found.fits:
+        raise DoesNotFit(
+            f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
+            hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
+        )
+    if most_memory is not None and found.compile_bytes > most_memory:
+        raise DoesNotFit(
+            f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
+            hint="a --context that is shorter takes less",
+        )
+    cache_root.mkdir(parents=True, exist_ok=True)
+    free = Bytes(shutil.disk_usage(cache_root).free)
+    if found.disk_bytes > free:
+        raise DoesNotFit(
+            f"compiling takes {found.disk_bytes} in {cache_root} and {free} are free",
+            hint="free some, or set EDGEKIT_CACHE to a folder with more",
+        )

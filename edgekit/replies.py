@@ -1,0 +1,106 @@
+"""What a device answers, believed only after it was checked: reports in JSON, refusals, the kind of a program."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import (
+    Damaged,
+    DeviceUnavailable,
+    DoesNotFit,
+    EdgekitError,
+    GateFailed,
+    TargetMissing,
+    TimedOut,
+    Unsupported,
+    UsageError,
+)
+from edgekit.transports import Completed, printable
+from edgekit.units import Bytes
+
+REPORT_LIMIT = Bytes(8 << 20)
+MESSAGE_LIMIT = 400
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+_REFUSALS: dict[int, type[EdgekitError]] = {
+    kind.exit_code: kind
+    for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
+}
+
+
+def refusal(done: Completed) -> EdgekitError:
+    """The error that a program which did not return 0 means: its own sentence and hint, cleaned and cut."""
+    lines = [line for line in printable(done.stderr.decode("utf-8", "replace")).splitlines() if line.strip()]
+    hint = next((line.removeprefix("hint:").strip() for line in lines if line.startswith("hint:")), "")
+    said = next((line for line in lines if not line.startswith("hint:")), "")
+    said = said.removeprefix("edgekit-run:").strip()[:MESSAGE_LIMIT]
+    if done.returncode < 0:
+        return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)
+    kind = _REFUSALS.get(done.returncode, DeviceUnavailable)
+    return kind(said or f"edgekit-run ended with code {done.returncode}", hint=hint[:MESSAGE_LIMIT])
+
+
+def elf_machine(program: Path) -> str:
+    """The machine word of an executable.
+
+    Raises:
+        Damaged: not an ELF executable of a machine that edgekit knows.
+    """
+    with program.open("rb") as stream:
+        head = stream.read(20)
+    machine = _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
+    if len(head) < 20 or head[:5] != b"\x7fELF\x02" or machine is None:
+        raise Damaged(f"{program.name} in the bundle is not a program for {' or '.join(_ELF_MACHINES.values())}")
+    return machine
+
+
+def parse_report(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Raises:
+        DeviceUnavailable: too long, too deep, not JSON, or not an object of finite numbers.
+    """
+    if len(data) > REPORT_LIMIT:
+        raise DeviceUnavailable(f"the device's report takes {Bytes(len(data))}, at most {REPORT_LIMIT} are read")
+    try:
+        report = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DeviceUnavailable(f"the device's report is not JSON: {error}") from error
+    if not isinstance(report, dict):
+        raise DeviceUnavailable("the device's report is not a JSON object")
+    return report
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def table(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = report.get(name, {})
+    if not isinstance(part, dict):
+        raise DeviceUnavailable(f"'{name}' in the device's report is not a table")
+    return part
+
+
+def token_list(report: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    tokens = report.get(name)
+    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
+        raise DeviceUnavailable(f"'{name}' in the device's report is not a list of tokens")
+    return tuple(tokens)
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+    samples = row.get("samples")
+    return (
+        isinstance(row.get("test"), str)
+        and all(_is_count(row.get(name)) for name in ("threads", "depth", "tokens"))
+        and row["tokens"] > 0
+        and isinstance(samples, list)
+        and bool(samples)
+        and all(isinstance(sample, int | float) and 0 < sample < math.inf for sample in samples)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
