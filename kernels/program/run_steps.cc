@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "ops/rope.h"
+#include "program/division.h"
 #include "program/session.h"
 
 namespace edgekit {
@@ -17,8 +18,8 @@ using format::OperatorKind;
 using ops::AttendBlock;
 using ops::kBlock;
 
-constexpr size_t kPieceBytes = 32768;      // of weights, when m == 1: long enough a stream for the prefetcher
-constexpr size_t kPiecesPerThread = 4;     // at least, so that a slow thread holds the others up only a little
+constexpr size_t kPieceBytes = 16384;   // of weights, when m == 1: what the last pieces of a product have
+constexpr size_t kPiecesPerThread = 4;  // when m > 1, at least: a slow thread holds the others up only a little
 constexpr float kMinusInfinity = -__builtin_inff();
 
 class Worker {
@@ -152,52 +153,54 @@ class Worker {
     }
   }
 
-  size_t tiles_of_piece(const Step& step, const Matrix& matrix, size_t m) const {
+  // Gate and up tiles come in pairs.
+  Division divide(const Step& step, const Matrix& matrix, size_t m) const {
     const size_t unit = step.kind == OperatorKind::kNormGatedLinear ? 2 : 1;
-    const size_t balanced = matrix.tiles / (job_.active * kPiecesPerThread);
-    size_t most = kPrefillTiles;
     if (m == 1) {
       const size_t tile_bytes = matrix.tile_code_bytes + matrix.tile_scale_count * sizeof(uint16_t);
-      most = std::min(kMostPieceTiles, kPieceBytes / tile_bytes);
+      const size_t least = std::clamp(kPieceBytes / tile_bytes, unit, kMostPieceTiles) / unit * unit;
+      return Division::falling(matrix.tiles, unit, least, kMostPieceTiles, job_.active);
     }
-    return std::max(unit, std::min(most, balanced) / unit * unit);
+    const size_t balanced = matrix.tiles / (job_.active * kPiecesPerThread);
+    return Division::equal(matrix.tiles, std::clamp(balanced, unit, kPrefillTiles) / unit * unit);
   }
 
   void multiply_pieces(const Step& step, const Activations* activations, size_t first, size_t m, float* out,
                        size_t stride) {
+    const Division none = Division::equal(0, 1);
+    Division division[kMostWeights] = {none, none, none};
     size_t first_piece[kMostWeights + 1] = {};
-    size_t piece_tiles[kMostWeights] = {};
     size_t column[kMostWeights] = {};
     for (size_t i = 0; i < step.matrices; ++i) {
-      piece_tiles[i] = tiles_of_piece(step, step.matrix[i], m);
-      first_piece[i + 1] = first_piece[i] + (step.matrix[i].tiles + piece_tiles[i] - 1) / piece_tiles[i];
+      division[i] = divide(step, step.matrix[i], m);
+      first_piece[i + 1] = first_piece[i] + division[i].count();
       column[i] = i == 0 ? 0 : column[i - 1] + step.matrix[i - 1].n;
     }
     bool has_formed_row = m > 1;
-    share(1, first_piece[step.matrices], [&](size_t piece) {
+    share(1, first_piece[step.matrices], [&](size_t claimed) {
       if (!has_formed_row) {
         form_row(step, row_of(step.input, first), 0, activations);
         has_formed_row = true;
       }
       size_t i = 0;
-      while (piece >= first_piece[i + 1]) {
+      while (claimed >= first_piece[i + 1]) {
         ++i;
       }
-      Piece work;
-      work.matrix = &step.matrix[i];
-      work.activations = &activations[step.form_of[i]];
-      work.kernel = m == 1 ? step.decode[i] : step.prefill[i];
-      work.tile_begin = (piece - first_piece[i]) * piece_tiles[i];
-      work.tile_end = std::min(work.matrix->tiles, work.tile_begin + piece_tiles[i]);
+      Piece piece;
+      piece.matrix = &step.matrix[i];
+      piece.activations = &activations[step.form_of[i]];
+      piece.kernel = m == 1 ? step.decode[i] : step.prefill[i];
+      piece.tile_begin = division[i].begin(claimed - first_piece[i]);
+      piece.tile_end = division[i].end(claimed - first_piece[i]);
       switch (step.kind) {
         case OperatorKind::kLinearAdd:
-          add_piece(work, step.output, first, m);
+          add_piece(piece, step.output, first, m);
           break;
         case OperatorKind::kNormGatedLinear:
-          gate_piece(work, step.output, first, m);
+          gate_piece(piece, step.output, first, m);
           break;
         default:
-          store_piece(work, m, out + column[i], stride);
+          store_piece(piece, m, out + column[i], stride);
           break;
       }
     });

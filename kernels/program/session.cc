@@ -101,7 +101,7 @@ size_t lay_out_own(const edgekit_session& session, const Extents& extents, uint8
   Carver carver(start);
   scratch->row = carver.take<float>(round_up(extents.longest_row, ops::kLanes));
   scratch->activations_memory = carver.take<uint8_t>(extents.one_row_bytes);
-  scratch->tiles = carver.take<float>(EDGEKIT_TILE * std::max(kRowBlock * kPrefillTiles, kMostPieceTiles));
+  scratch->tiles = carver.take<float>(EDGEKIT_TILE * kMostPieceTiles);
   scratch->queries = carver.take<float>((group + 1) * info.head_dim);
   scratch->partial = carver.take<float>(queries * session.partial_stride);
   scratch->merged = carver.take<float>(queries * session.partial_stride);

@@ -11,7 +11,7 @@ namespace edgekit {
 
 constexpr size_t kRowBlock = 256;      // rows of a product at once, at most: weights are unpacked once for them
 constexpr size_t kPrefillTiles = 4;    // tiles of a piece of work when m > 1
-constexpr size_t kMostPieceTiles = 32;  // when m == 1
+constexpr size_t kMostPieceTiles = kRowBlock * kPrefillTiles;  // when m == 1: what fits the same scratch
 constexpr size_t kAttendRows = 8;      // rows of a piece of attention when m > 1
 constexpr size_t kRowsPerPiece = 16;   // rows normed or appended to the cache at once: keys lie in groups of 16
 
