@@ -56,7 +56,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Resources for decoding and prefill and positions of KV cache; 0 leaves each to the plan."""
+    """Threads for decoding and for prefill, and positions of KV cache; 0 leaves each to the plan."""
 
     decode: int = 0
     prefill: int = 0
@@ -158,7 +158,7 @@ class Runner:
         *,
         tokens: int,
         sampling: Sampling,
-        threads: Resources,
+        resources: Resources,
         raw: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Generation:
@@ -174,7 +174,7 @@ class Runner:
                 on_text(printable(piece))
 
         argv = ["--prompt-file", "prompt", "-n", str(tokens), *_sampling_options(sampling)]
-        argv += [*_thread_options(threads), *(["--raw"] if raw else []), "--json", "report.json"]
+        argv += [*_resource_options(resources), *(["--raw"] if raw else []), "--json", "report.json"]
         self._run("generate", *argv, on_stdout=receive)
         receive(b"", final=True)
         report = self._fetch("report.json")
@@ -302,6 +302,10 @@ def _sampling_options(sampling: Sampling) -> list[str]:
     ]
 
 
-def _thread_options(threads: Resources) -> list[str]:
-    options = [("--threads", threads.decode), ("--prefill-threads", threads.prefill), ("--context", threads.context)]
+def _resource_options(resources: Resources) -> list[str]:
+    options = [
+        ("--threads", resources.decode),
+        ("--prefill-threads", resources.prefill),
+        ("--context", resources.context),
+    ]
     return [text for name, count in options if count for text in (name, str(count))]

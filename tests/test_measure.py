@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import Damaged, DeviceUnavailable, GateFailed
-from edgekit.measure import EMULATED, BenchRow, Runner, Sampling, Resources
+from edgekit.measure import EMULATED, BenchRow, Resources, Runner, Sampling
 from edgekit.testing import FakeDevice, Reply, make_program_header
 
 REPORT = {
@@ -38,7 +38,7 @@ def start(tmp_path):
 
 
 def generate(runner, **options):
-    return runner.generate("It was", tokens=2, sampling=GREEDY, threads=PLANNED, **options)
+    return runner.generate("It was", tokens=2, sampling=GREEDY, resources=PLANNED, **options)
 
 
 def replied(report, **fields):
@@ -69,13 +69,13 @@ def test_the_device_gets_the_program_the_model_and_the_prompt_as_files(start):
 
 def test_a_prompt_may_look_like_an_option_or_hold_anything(start):
     runner = start(replied(REPORT))
-    runner.generate("--json /etc/passwd\r\n\0é", tokens=2, sampling=GREEDY, threads=PLANNED)
+    runner.generate("--json /etc/passwd\r\n\0é", tokens=2, sampling=GREEDY, resources=PLANNED)
     assert runner.device.transport.put_files["prompt"] == "--json /etc/passwd\r\n\0é".encode()
 
 
 def test_threads_context_and_raw_are_handed_on(start):
     runner = start(replied(REPORT))
-    runner.generate("x", tokens=2, sampling=GREEDY, threads=Resources(3, 4, 99), raw=True)
+    runner.generate("x", tokens=2, sampling=GREEDY, resources=Resources(3, 4, 99), raw=True)
     (argv,) = runner.device.transport.calls
     options = dict(itertools.pairwise(argv))
     assert (options["--threads"], options["--prefill-threads"], options["--context"]) == ("3", "4", "99")

@@ -9,7 +9,7 @@ from edgekit.cli import _options
 from edgekit.cli._console import say, show_json, warn
 from edgekit.device import open_device
 from edgekit.errors import UsageError
-from edgekit.measure import Generation, Sampling, Resources, open_runner
+from edgekit.measure import Generation, Resources, Sampling, open_runner
 from edgekit.tokenizer import render_chat
 from edgekit.units import Seconds
 
@@ -66,7 +66,7 @@ def command(
             prompt,
             tokens=tokens,
             sampling=Sampling(temperature, top_k, top_p, repetition_penalty, seed),
-            threads=Resources(threads or 0, threads or 0, context or 0),
+            resources=Resources(threads or 0, threads or 0, context or 0),
             raw=chat,
             on_text=None if as_json else _stream,
         )
