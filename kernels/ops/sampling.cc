@@ -8,7 +8,8 @@
 namespace edgekit::ops {
 namespace {
 
-constexpr size_t kFirstGuess = 256;  // candidates looked at when only top-p limits them
+constexpr size_t kFirstGuess = 256;    // candidates looked at when only top-p limits them
+constexpr size_t kSortedAtOnce = 64;  // candidates that are sorted rather than halved
 
 size_t strips_of(size_t n) { return (n + kStrip - 1) / kStrip; }
 
@@ -91,32 +92,64 @@ size_t Sampler::collect(const float* logits, size_t wanted) {
       }
     }
   }
-  const auto likelier = [](const Candidate& a, const Candidate& b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
-  };
   const size_t kept = std::min(wanted, count);
-  std::partial_sort(candidates_, candidates_ + kept, candidates_ + count, likelier);
+  std::partial_sort(candidates_, candidates_ + kept, candidates_ + count, is_likelier);
   return kept;
 }
 
-// Draws among the likeliest of `candidates`, whose weights are in falling order and whose share of `whole` matters.
-uint32_t Sampler::draw_from(size_t candidates, float whole) {
-  size_t kept = 0;
-  float total = 0.0f;
-  while (kept < candidates) {
-    total += weights_[kept++];
-    if (total >= options_.top_p * whole) {
+bool Sampler::is_likelier(const Candidate& a, const Candidate& b) {
+  return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
+}
+
+// Turns the logits of candidates, the likeliest first, into weights; returns their sum.
+float Sampler::weigh(size_t candidates, float factor) {
+  for (size_t i = 0; i < candidates; ++i) {
+    weights_[i] = candidates_[i].weight;
+  }
+  const float sum = ops_.exponentials(candidates, weights_, candidates_[0].weight, factor, weights_);
+  for (size_t i = 0; i < candidates; ++i) {
+    candidates_[i].weight = weights_[i];
+  }
+  return sum;
+}
+
+// The least number of likeliest candidates whose weights reach `target` (all, if none do), put first, and their sum.
+// Halves what it looks at: takes as long as looking at each candidate a few times, not as sorting them.
+size_t Sampler::reach(size_t candidates, float target, float* reached) {
+  size_t begin = 0;
+  size_t end = candidates;
+  float sum = 0.0f;
+  while (end - begin > kSortedAtOnce) {
+    const size_t middle = begin + (end - begin) / 2;
+    std::nth_element(candidates_ + begin, candidates_ + middle, candidates_ + end, is_likelier);
+    float likelier_half = 0.0f;
+    for (size_t i = begin; i < middle; ++i) {
+      likelier_half += candidates_[i].weight;
+    }
+    if (sum + likelier_half >= target) {
+      end = middle;
+    } else {
+      sum += likelier_half;
+      begin = middle;
+    }
+  }
+  std::sort(candidates_ + begin, candidates_ + end, is_likelier);
+  while (begin < end) {
+    sum += candidates_[begin++].weight;
+    if (sum >= target) {
       break;
     }
   }
-  float left = draw() * total;
-  for (size_t i = 0; i + 1 < kept; ++i) {
-    left -= weights_[i];
-    if (left < 0.0f) {
-      return candidates_[i].token;
-    }
-  }
-  return candidates_[kept - 1].token;
+  *reached = sum;
+  return begin;
+}
+
+// Draws among the fewest of the likeliest candidates that hold top_p of `whole`.
+uint32_t Sampler::draw_among(size_t candidates, float whole) {
+  float total = 0.0f;
+  const size_t kept = reach(candidates, options_.top_p * whole, &total);
+  float reached = 0.0f;
+  return candidates_[reach(kept, draw() * total, &reached) - 1].token;
 }
 
 uint32_t Sampler::sample(const float* logits) {
@@ -132,31 +165,24 @@ uint32_t Sampler::sample(const float* logits) {
     return likeliest(logits);
   }
   const float factor = 1.0f / options_.temperature;
-  const bool limited = options_.top_k > 0 && options_.top_k < vocab_;
-  size_t wanted = limited ? options_.top_k : std::min(kFirstGuess, vocab_);
-  float whole = 0.0f;
-  if (!limited) {
-    const float highest = logits[likeliest(logits)];
-    whole = ops_.exponentials(vocab_, logits, highest, factor, weights_);
-    wanted = options_.top_p < 1.0f ? wanted : vocab_;
+  if (options_.top_k > 0 && options_.top_k < vocab_) {
+    const size_t count = collect(logits, options_.top_k);
+    return count == 0 ? 0 : draw_among(count, weigh(count, factor));  // 0: no logit is a number
   }
-  for (;;) {
-    const size_t count = collect(logits, wanted);
-    if (count == 0) {
-      return 0;  // no logit is a number
-    }
-    for (size_t i = 0; i < count; ++i) {
-      weights_[i] = candidates_[i].logit;
-    }
-    const float sum = ops_.exponentials(count, weights_, candidates_[0].logit, factor, weights_);
-    if (limited) {
-      return draw_from(count, sum);
-    }
-    if (sum >= options_.top_p * whole || count == vocab_ || count < wanted) {
-      return draw_from(count, whole);
-    }
-    wanted = std::min(vocab_, wanted * 8);
+  const float highest = logits[likeliest(logits)];
+  const float whole = ops_.exponentials(vocab_, logits, highest, factor, nullptr);
+  const size_t count = collect(logits, std::min(kFirstGuess, vocab_));
+  if (count == 0) {
+    return 0;
   }
+  if (weigh(count, factor) >= options_.top_p * whole) {
+    return draw_among(count, whole);
+  }
+  ops_.exponentials(vocab_, logits, highest, factor, weights_);
+  for (size_t token = 0; token < vocab_; ++token) {
+    candidates_[token] = {weights_[token], uint32_t(token)};
+  }
+  return draw_among(vocab_, whole);
 }
 
 }  // namespace edgekit::ops

@@ -39,13 +39,16 @@ class Sampler {
 
  private:
   struct Candidate {
-    float logit;
+    float weight;  // its logit, until it is a share of the whole
     uint32_t token;
   };
 
   uint32_t likeliest(const float* logits);
   size_t collect(const float* logits, size_t wanted);
-  uint32_t draw_from(size_t candidates, float whole);
+  float weigh(size_t candidates, float factor);
+  static bool is_likelier(const Candidate& a, const Candidate& b);
+  size_t reach(size_t candidates, float target, float* reached);
+  uint32_t draw_among(size_t candidates, float whole);
   float draw();
 
   const Ops& ops_;
