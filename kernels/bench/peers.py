@@ -158,7 +158,6 @@ def build_bundle(work: Path, name: str, recipe: str) -> Path:
             vocab=shape.vocab,
             tied=shape.tied,
             context=CONTEXT,
-            tokenizer=False,
         )
     bundle = work / f"{name}-{recipe.replace(',', '+').replace('=', '-')}"
     if not bundle.exists():
