@@ -1,4 +1,4 @@
-"""Numbers that carry their unit: bytes and seconds, and how each is written for a person."""
+"""Numbers that carry their unit: bytes and seconds, and how numbers are written for a person."""
 
 
 class Bytes(int):
@@ -24,3 +24,8 @@ class Seconds(float):
             if abs(self) * factor >= 1:
                 return f"{float(self) * factor:.3g} {unit}"
         return f"{float(self) * 1e9:.3g} ns"
+
+
+def rounded(value: float, digits: int = 4) -> str:
+    """`value` with `digits` significant digits and no exponent unless it is beyond 10^15: `3710`, `0.01341`."""
+    return f"{float(f'{value:.{digits}g}'):.15g}"

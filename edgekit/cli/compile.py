@@ -13,7 +13,7 @@ from edgekit.forecast import Forecast
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
 from edgekit.scheme import parse_recipe
-from edgekit.units import Bytes
+from edgekit.units import Bytes, rounded
 
 
 @click.command
@@ -109,8 +109,8 @@ def _pairs(outcome: Outcome) -> list[tuple[str, object]]:
         ("decode", rate(predicted.get("decode_tokens_per_second"))),
         ("prefill", rate(predicted.get("prefill_tokens_per_second"))),
         ("self-test", f"passed on {agreement.ran_on}: {apart}"),
-        ("perplexity", f"{coherence['perplexity']:.4g}, reference {coherence['reference_perplexity']:.4g}"),
-        ("KLD", f"{coherence['kld_mean']:.4g} nats on average, 99 % below {coherence['kld_p99']:.4g}"),
+        ("perplexity", f"{rounded(coherence['perplexity'])}, reference {rounded(coherence['reference_perplexity'])}"),
+        ("KLD", f"{rounded(coherence['kld_mean'])} nats on average, 99 % below {rounded(coherence['kld_p99'])}"),
         ("same top", f"{coherence['same_top']:.1%} of {coherence['tokens']} tokens"),
         ("verdict", coherence["verdict"]),
     ]

@@ -12,7 +12,7 @@ from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, forecast
 from edgekit.reference import embedded_model
 from edgekit.scheme import parse_recipe
-from edgekit.units import Bytes, Seconds
+from edgekit.units import Bytes, Seconds, rounded
 
 
 @click.command
@@ -97,7 +97,7 @@ def _pairs(found: Forecast) -> list[tuple[str, object]]:
 
 def rate(tokens_per_second: float | None) -> str:
     """A predicted rate, labelled as one."""
-    return "not predicted" if tokens_per_second is None else f"{tokens_per_second:.3g} tokens/s (predicted)"
+    return "not predicted" if tokens_per_second is None else f"{rounded(tokens_per_second, 3)} tokens/s (predicted)"
 
 
 def _show_choices(products: Sequence[Explained]) -> None:

@@ -8,7 +8,7 @@ from edgekit.bundle import MANIFEST, Bundle, open_bundle
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import _options
 from edgekit.cli._console import show_json, show_pairs
-from edgekit.units import Bytes
+from edgekit.units import Bytes, rounded
 
 
 @click.command
@@ -89,4 +89,4 @@ def _text(name: str, value: object) -> str:
 
 
 def _figure(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return rounded(value) if isinstance(value, float) else str(value)
