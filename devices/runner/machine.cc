@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kMostFileBytes = 1 << 20;
 constexpr uint64_t kReadBytes = uint64_t(256) << 20;
-constexpr int kReadPasses = 5;
+constexpr int kReadPasses = 16;
 
 std::string read_file(const std::string& path) {
   std::FILE* file = std::fopen(path.c_str(), "rb");
