@@ -64,10 +64,19 @@ class Worker {
   // Does work(piece) for those of `pieces` that this thread gets, and returns when all are finished.
   template <typename Work>
   void share(size_t phase, size_t pieces, const Work& work) {
+    if (job_.active == 1) {
+      for (size_t piece = 0; piece < pieces; ++piece) {
+        work(piece);
+      }
+      return;
+    }
     Team& team = session_.team;
-    for (size_t piece; (piece = team.claim(run_, first_phase_ + phase, pieces)) != Team::kNone;) {
+    size_t done = 0;
+    for (size_t piece; (piece = team.claim(run_, first_phase_ + phase, pieces)) != Team::kNone; ++done) {
       work(piece);
-      team.finish(run_, first_phase_ + phase, pieces);
+    }
+    if (done > 0) {
+      team.finish(run_, first_phase_ + phase, done, pieces);
     }
     team.await(run_, first_phase_ + phase, pieces);
   }

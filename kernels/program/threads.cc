@@ -91,12 +91,12 @@ size_t Team::claim(uint32_t run, size_t phase, size_t pieces) {
 
 // A sleeper announces itself before it looks at the phase for the last time, and whoever finishes the phase looks for
 // sleepers afterwards; both in one total order, so no wake-up is lost.
-void Team::finish(uint32_t run, size_t phase, size_t pieces) {
+void Team::finish(uint32_t run, size_t phase, size_t done, size_t pieces) {
   std::atomic<uint64_t>& finished = phases_[phase].finished;
   uint64_t seen = finished.load(std::memory_order_relaxed);
   uint32_t now_finished = 0;
   do {
-    now_finished = (run_of(seen) == run ? uint32_t(seen) : 0) + 1;
+    now_finished = (run_of(seen) == run ? uint32_t(seen) : 0) + uint32_t(done);
   } while (!finished.compare_exchange_weak(seen, counted(run, now_finished), std::memory_order_seq_cst,
                                            std::memory_order_relaxed));
   if (now_finished == pieces && asleep_.load(std::memory_order_seq_cst) > 0) {

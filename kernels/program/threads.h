@@ -43,8 +43,8 @@ class Team {
   // A piece of the phase nobody has yet, below `pieces`, or kNone.
   size_t claim(uint32_t run, size_t phase, size_t pieces);
 
-  // Says that a claimed piece is finished.
-  void finish(uint32_t run, size_t phase, size_t pieces);
+  // Says that `done` claimed pieces are finished: all of a member's at once, so that members disturb each other little.
+  void finish(uint32_t run, size_t phase, size_t done, size_t pieces);
 
   // Returns when all pieces of the phase are finished. What was written for them can then be read.
   void await(uint32_t run, size_t phase, size_t pieces);

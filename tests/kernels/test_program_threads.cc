@@ -31,14 +31,15 @@ struct Counting {
     self.begun++;
     if (member != 0 && member == self.late_member) sleep_milliseconds(30);
     for (size_t phase = 0; phase < kPhases; phase++) {
-      for (size_t piece; (piece = self.team.claim(run, phase, kPieces)) != Team::kNone;) {
+      size_t done = 0;
+      for (size_t piece; (piece = self.team.claim(run, phase, kPieces)) != Team::kNone; done++) {
         const int expected = static_cast<int>((run - 1) * kPhases + phase);
         // A neighbour's number: it is complete only if phases do not overlap.
         const int neighbour = __atomic_load_n(&self.numbers[(piece + 1) % kPieces], __ATOMIC_RELAXED);
         if (self.numbers[piece] != expected || neighbour < expected) self.wrong++;
         __atomic_store_n(&self.numbers[piece], expected + 1, __ATOMIC_RELAXED);
-        self.team.finish(run, phase, kPieces);
       }
+      if (done > 0) self.team.finish(run, phase, done, kPieces);
       self.team.await(run, phase, kPieces);
     }
   }
