@@ -130,7 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     generation_config = texts.table("generation_config.json") or {}
     special = special_tokens(tokenizer)
     eos = eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
-    bos = bos_id(tokenizer, tokenizer_config, special)
+    bos = bos_id(tokenizer)
     if bos is not None and bos >= decoder.vocab:
         raise Damaged(
             f"the token {bos} that begins a text is outside the vocabulary of {decoder.vocab}",

@@ -82,20 +82,14 @@ def token_content(tokenizer_config: Mapping[str, object], key: str) -> str | Non
     return content
 
 
-def bos_id(
-    tokenizer: Mapping[str, object] | None, tokenizer_config: Mapping[str, object], special: Mapping[str, int] | None
-) -> int | None:
-    """The token that the tokenizer puts before a text: as tokenizer_config.json says, else by its post-processor."""
-    if tokenizer is None or special is None or tokenizer_config.get("add_bos_token") is False:
+def bos_id(tokenizer: Mapping[str, object] | None) -> int | None:
+    """The token that the post-processor of tokenizer.json puts before a text.
+
+    `add_bos_token` of tokenizer_config.json has no say: transformers 5 drops it where there is a tokenizer.json, and
+    the `tokenizers` package and the runner never see it.
+    """
+    if tokenizer is None:
         return None
-    if tokenizer_config.get("add_bos_token") is True:
-        content = token_content(tokenizer_config, "bos_token")
-        if content is None or content not in special:
-            raise Damaged(
-                f"bos_token {content!r:.40} in tokenizer_config.json is not a special token of tokenizer.json",
-                hint="correct bos_token, or set add_bos_token to false",
-            )
-        return special[content]
     before = [
         token for step in _post_processors(tokenizer.get("post_processor")) for token in _tokens_before_text(step)
     ]

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from tokenizers_zoo import LLAMA_DECODER, byte_level, metaspace, pieces_base, sequence, template
+from transformers import AutoTokenizer
+
 from edgekit.checkpoint import open_checkpoint
 from edgekit.errors import Damaged, EdgekitError, Unsupported
+from edgekit.reference import probe_ids, tokens_of
+from edgekit.special_tokens import bos_id
 from edgekit.testing import END_OF_TEXT, make_checkpoint
+from edgekit.tokenizer_json import read_tokenizer
 
 
 @pytest.fixture
@@ -94,31 +100,53 @@ def test_more_end_of_text_ids_than_a_program_holds_are_unsupported(directory):
     assert refusal(directory, Unsupported).message == "the model has 9 end-of-text ids"
 
 
-TEMPLATE = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
-}
+TEMPLATE = template([(END_OF_TEXT, 0)], [])
+BYTE_LEVEL = byte_level(use_regex=True)
+BOTH = sequence("processors", BYTE_LEVEL, TEMPLATE)
 
 
 def test_a_text_begins_with_what_the_post_processor_puts_before_it(directory):
     assert open_checkpoint(directory).bos_id is None
-    for processor in (TEMPLATE, {"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}):
+    for processor in (TEMPLATE, BOTH):
         edit(directory / "tokenizer.json", post_processor=processor)
         assert open_checkpoint(directory).bos_id == 0
 
 
-def test_add_bos_token_has_the_last_word(directory):
-    edit(directory / "tokenizer_config.json", add_bos_token=True)
-    assert open_checkpoint(directory).bos_id == 0
-    edit(directory / "tokenizer.json", post_processor=TEMPLATE)
-    edit(directory / "tokenizer_config.json", add_bos_token=False)
-    assert open_checkpoint(directory).bos_id is None
+@pytest.mark.parametrize("processor", [None, BYTE_LEVEL, TEMPLATE, BOTH], ids=["none", "bytes", "template", "both"])
+@pytest.mark.parametrize("flag", [None, True, False])
+@pytest.mark.parametrize("name", [None, "PreTrainedTokenizerFast", "LlamaTokenizerFast", "GPT2Tokenizer"])
+def test_probe_eval_runner_and_transformers_begin_a_text_alike(directory, processor, flag, name):
+    edit(directory / "tokenizer.json", post_processor=processor)
+    edit(directory / "tokenizer_config.json", add_bos_token=flag, tokenizer_class=name)
+    checkpoint = open_checkpoint(directory)
+    begin = [] if checkpoint.bos_id is None else [checkpoint.bos_id]
+    of_eval = tokens_of(checkpoint, "he was", special=True).tolist()
+    assert [*begin, *probe_ids(checkpoint, "he was").tolist()] == of_eval
+    assert read_tokenizer(directory / "tokenizer.json").before == begin
+    assert AutoTokenizer.from_pretrained(directory)("he was").input_ids == of_eval
+    assert begin == ([0] if processor in (TEMPLATE, BOTH) else [])
 
 
-def test_a_begin_of_text_that_the_tokenizer_does_not_have_is_damage(directory):
-    edit(directory / "tokenizer_config.json", add_bos_token=True, bos_token="<s>")
-    assert refusal(directory).message.startswith("bos_token '<s>' in tokenizer_config.json is not a special token")
+@pytest.mark.parametrize("flag", [None, True, False])
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_llama_tokenizer_begins_a_text_as_its_post_processor_says(directory, flag, has_template):
+    content = pieces_base(metaspace("first", split=False), None, LLAMA_DECODER, byte_fallback=True)
+    content |= {} if has_template else {"post_processor": None}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    edit(
+        directory / "tokenizer_config.json",
+        tokenizer_class="LlamaTokenizerFast",
+        add_bos_token=flag,
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    theirs = AutoTokenizer.from_pretrained(directory)
+    assert type(theirs).__name__ == "LlamaTokenizer"
+    begins = theirs("he was").input_ids[0] == 1
+    assert bos_id(content) == (1 if begins else None)
+    assert read_tokenizer(directory / "tokenizer.json").before == ([1] if begins else [])
+    assert begins == has_template
 
 
 def test_a_begin_of_text_outside_the_vocabulary_is_damage(directory):
