@@ -13,6 +13,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import Tokens
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Session, build_graph, save_graph
+from edgekit.tokenizer_json import read_tokenizer
 
 Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
 
@@ -56,11 +57,15 @@ def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
 def tokens_of(checkpoint: Checkpoint, text: str, *, special: bool = False) -> Tokens:
     """`text` in tokens; `special` adds what the tokenizer puts around a text.
 
+    A tokenizer that the runner would refuse is refused here too: its patterns are a stranger's, and the package would
+    run any of them.
+
     Raises:
-        Unsupported: the checkpoint has no tokenizer.
+        Unsupported: the checkpoint has no tokenizer, or one with a step that edgekit does not know.
         Damaged: its tokenizer is malformed, or gives tokens that the model does not have.
     """
     file, vocab = tokenizer_file(checkpoint), checkpoint.decoder.vocab
+    read_tokenizer(file)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:

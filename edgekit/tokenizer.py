@@ -25,6 +25,7 @@ from edgekit.tokenizer_json import (
     PREPEND_MARKER,
     AddedToken,
     TokenizerSpec,
+    about,
     byte_value,
     bytes_of,
     read_tokenizer,
@@ -46,10 +47,9 @@ def pack_tokenizer(tokenizer_json: Path) -> bytes:
         Damaged: the file is not a tokenizer.json, or contradicts itself.
         Unsupported: it asks for something the runner would not do exactly as the `tokenizers` package does.
     """
-    try:
-        return pack(read_tokenizer(tokenizer_json))
-    except (Damaged, Unsupported) as error:
-        raise type(error)(f"{tokenizer_json}: {error.message}", hint=error.hint or "download it again") from None
+    spec = read_tokenizer(tokenizer_json)
+    with about(tokenizer_json):
+        return pack(spec)
 
 
 def pack(spec: TokenizerSpec) -> bytes:

@@ -5,9 +5,10 @@ that is not known here is refused: a tokenizer that is almost right makes a mode
 padding in the file are left out; they are about batches in training. Constants are those of kernels/tokenizer/format.h.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,7 +141,17 @@ def read_tokenizer(tokenizer_json: Path) -> TokenizerSpec:
         Damaged: the file is not a tokenizer.json, or contradicts itself.
         Unsupported: it asks for something the runner would not do exactly as the `tokenizers` package does.
     """
-    return _read(_load(tokenizer_json))
+    with about(tokenizer_json):
+        return _read(_load(tokenizer_json))
+
+
+@contextlib.contextmanager
+def about(tokenizer_json: Path) -> Iterator[None]:
+    """Refusals within say which file they are about."""
+    try:
+        yield
+    except (Damaged, Unsupported) as error:
+        raise type(error)(f"{tokenizer_json}: {error.message}", hint=error.hint or "download it again") from None
 
 
 def _load(path: Path) -> Json:

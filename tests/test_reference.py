@@ -23,13 +23,33 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):
         probe_ids(open_checkpoint(path), TEXT)
 
 
-def test_what_the_tokenizers_package_cannot_read_is_damaged(tmp_path):
+def test_a_malformed_tokenizer_is_damaged(tmp_path):
     path = make_checkpoint(tmp_path / "tiny", context=64)
     tokenizer = json.loads((path / "tokenizer.json").read_text())
     del tokenizer["added_tokens"][0]["rstrip"]
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(Damaged, match=r"tokenizer.json is not a tokenizer: missing field `rstrip`"):
+    with pytest.raises(Damaged, match=r"tokenizer.json: 'rstrip' should be of type bool"):
         tokens_of(open_checkpoint(path), TEXT)
+
+
+def test_what_the_tokenizers_package_cannot_read_is_damaged(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["version"] = "9.0"
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(Damaged, match=r"tokenizer.json is not a tokenizer: "):
+        tokens_of(open_checkpoint(path), TEXT)
+
+
+def test_a_pattern_that_the_runner_does_not_know_is_not_run_here_either(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    regex = {"Regex": "(x+x+)+y"}
+    steps = [{"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}, tokenizer["pre_tokenizer"]]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(Unsupported, match=r"tokenizer.json: the tokenizer splits text by .*x\+x\+"):
+        probe_ids(open_checkpoint(path), TEXT)
 
 
 def test_tokens_that_the_model_does_not_have_are_damage(tmp_path):
