@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from tokenizers_zoo import LLAMA_DECODER, byte_level, metaspace, pieces_base, sequence, template
 from transformers import AutoTokenizer
 
