@@ -1,8 +1,6 @@
-// Turns the operator, tensor, buffer and kernel tables into steps, and refuses every table that does not fit together:
-// after this no index, width or length of a step can lead outside the file or the arena.
+// Turns the operators into steps, and refuses those that do not fit the tables or each other: after this no index,
+// width or length of a step can lead outside the file or the arena.
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "edgekit/cpu.h"
 #include "program/loaded.h"
@@ -15,33 +13,13 @@ using format::kNone;
 using format::OperatorKind;
 
 constexpr size_t kFloatBytes = sizeof(float);
-constexpr uint32_t kMostRowLength = 1u << 20;
-constexpr uint32_t kMostOutputs = 1u << 23;
-
-size_t round_up_to_tile(size_t n) { return (n + EDGEKIT_TILE - 1) / EDGEKIT_TILE * EDGEKIT_TILE; }
-
-template <typename T>
-T element(const Array& array, size_t index) {
-  T value;
-  memcpy(&value, array.data + index * sizeof(T), sizeof(T));
-  return value;
-}
-
-template <typename T>
-T* allocate(size_t count) {
-  return static_cast<T*>(calloc(count > 0 ? count : 1, sizeof(T)));
-}
-
 class Checker {
  public:
   Checker(const Sections& sections, const format::Config& config, edgekit_program* program, edgekit_error* error)
       : sections_(sections), config_(config), program_(program), error_(error), features_(edgekit_cpu_features()) {}
 
   edgekit_status run() {
-    if (!check_tensors() || !check_buffers() || !check_kernels() || !check_operators()) {
-      return status_;
-    }
-    return EDGEKIT_OK;
+    return check_operators() ? EDGEKIT_OK : status_;
   }
 
  private:
@@ -53,84 +31,6 @@ class Checker {
   bool no_memory() {
     status_ = refuse(error_, EDGEKIT_NO_MEMORY, "there is no memory for the program's tables");
     return false;
-  }
-
-  bool is_inside_weights(uint64_t offset, uint64_t bytes) const {
-    return offset % format::kAlignBytes == 0 && offset <= sections_.weights.count &&
-           bytes <= sections_.weights.count - offset;
-  }
-
-  bool check_tensors() {
-    for (size_t i = 0; i < sections_.tensors.count; ++i) {
-      const auto tensor = element<format::Tensor>(sections_.tensors, i);
-      if (tensor.format > EDGEKIT_T2 || tensor.layout > 1) {
-        return fail("tensor", i, "has an unknown format");
-      }
-      if (tensor.n == 0 || tensor.k == 0 || tensor.n > kMostOutputs || tensor.k > kMostRowLength) {
-        return fail("tensor", i, "has an impossible shape");
-      }
-      const auto format = edgekit_format(tensor.format);
-      const bool is_float = format == EDGEKIT_F32 || format == EDGEKIT_F16;
-      const bool is_group = tensor.group == 32 || tensor.group == 64 || tensor.group == 128;
-      if ((is_float ? tensor.group != 0 : !is_group) ||
-          (tensor.layout == 0 && (format != EDGEKIT_F32 || tensor.n != 1))) {
-        return fail("tensor", i, "has a layout or a group size that its format does not allow");
-      }
-      const uint64_t tiles = round_up_to_tile(tensor.n) / EDGEKIT_TILE;
-      const uint64_t code_bytes =
-          tensor.layout == 0 ? tensor.k * kFloatBytes : tiles * edgekit_tile_code_bytes(format, tensor.k);
-      const uint64_t scale_bytes = is_float ? 0 : tiles * edgekit_tile_scale_bytes(format, tensor.k, tensor.group);
-      if (tensor.codes_bytes != code_bytes || tensor.scales_bytes != scale_bytes) {
-        return fail("tensor", i, "has another size than its shape needs");
-      }
-      if (!is_inside_weights(tensor.codes_offset, code_bytes) ||
-          !is_inside_weights(tensor.scales_offset, scale_bytes)) {
-        return fail("tensor", i, "lies outside the weights");
-      }
-    }
-    return true;
-  }
-
-  bool check_buffers() {
-    uint64_t arena_end = 0;
-    for (size_t i = 0; i < sections_.buffers.count; ++i) {
-      const auto buffer = element<format::Buffer>(sections_.buffers, i);
-      if (buffer.width == 0 || buffer.width % EDGEKIT_TILE != 0 || buffer.width > kMostOutputs ||
-          buffer.rows != config_.max_rows || buffer.offset % format::kAlignBytes != 0 ||
-          buffer.offset > config_.arena_bytes) {
-        return fail("buffer", i, "has an impossible width, offset or number of rows");
-      }
-      const uint64_t end = buffer.offset + uint64_t(buffer.width) * buffer.rows * kFloatBytes;
-      arena_end = end > arena_end ? end : arena_end;
-    }
-    if (arena_end != config_.arena_bytes) {
-      status_ = refuse(error_, EDGEKIT_DAMAGED, "the buffers of the program file take %llu bytes and should take %u",
-                       static_cast<unsigned long long>(arena_end), config_.arena_bytes);
-      return false;
-    }
-    program_->arena_floats = arena_end / kFloatBytes;
-    return true;
-  }
-
-  bool check_kernels() {
-    program_->kernel_count = sections_.kernels.count;
-    program_->kernels = allocate<edgekit_kernel_use>(sections_.kernels.count);
-    if (program_->kernels == nullptr) {
-      return no_memory();
-    }
-    for (size_t i = 0; i < sections_.kernels.count; ++i) {
-      const char* name = reinterpret_cast<const char*>(sections_.kernels.data) + i * sizeof(format::KernelName);
-      if (name[0] == '\0' || memchr(name, '\0', sizeof(format::KernelName)) == nullptr) {
-        return fail("kernel name", i, "is empty or has no end");
-      }
-      for (const char* c = name; *c != '\0'; ++c) {
-        if (!((*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9') || *c == '_')) {
-          return fail("kernel name", i, "has a character that no name has");
-        }
-      }
-      program_->kernels[i] = {name, name};
-    }
-    return true;
   }
 
   // The kernel the plan chose, if this build has it and the CPU runs it; else the best there is, and that is noted.
@@ -261,7 +161,37 @@ class Checker {
     return true;
   }
 
-  // What each kind reads and writes, as format.h lists it.
+  // What no step of this kind reads must not be there: else it would be read, and past what was checked.
+  bool check_unused(size_t at, const format::Operator& op) {
+    const auto kind = OperatorKind(op.kind);
+    const bool is_embed = kind == OperatorKind::kEmbed;
+    const bool is_attention = kind == OperatorKind::kAttention;
+    const bool has_norm = kind == OperatorKind::kNormLinear || kind == OperatorKind::kNormGatedLinear ||
+                          kind == OperatorKind::kHead;
+    bool is_empty = true;
+    if (is_embed) {
+      is_empty = is_empty && op.input == kNone && op.bias[0] == kNone;
+    }
+    if (kind == OperatorKind::kHead) {
+      is_empty = is_empty && op.output == kNone;
+    }
+    if (!has_norm) {
+      is_empty = is_empty && op.norm == kNone && (is_attention || op.eps == 0.0f);
+    }
+    if (is_embed || is_attention) {
+      is_empty = is_empty && op.decode_kernel == kNone && op.prefill_kernel == kNone;
+    }
+    if (!is_attention) {
+      is_empty = is_empty && op.layer == 0 && op.q_norm == kNone && op.k_norm == kNone && op.rope == kNone &&
+                 op.window == 0 && op.scale == 0.0f && op.rope_scale == 1.0f;
+    }
+    for (const uint8_t byte : op.reserved) {
+      is_empty = is_empty && byte == 0;
+    }
+    return is_empty || fail("operator", at, "has a field that its kind does not use");
+  }
+
+  // What each kind reads and writes, as format.h lists it. A norm is `hidden` long, and so is what it is applied to.
   bool check_kind(size_t at, const format::Operator& op, Step* step) {
     const size_t hidden = config_.hidden;
     const size_t query_width = size_t(config_.heads) * config_.head_dim;
@@ -331,6 +261,9 @@ class Checker {
     }
     if (!isfinite(op.eps) || op.eps < 0.0f || !isfinite(op.scale) || !isfinite(op.rope_scale)) {
       return fail("operator", at, "has a constant that is not a number");
+    }
+    if (!check_unused(at, op)) {
+      return false;
     }
     const bool has_input = step->kind != OperatorKind::kEmbed;
     const bool has_output = step->kind != OperatorKind::kHead;

@@ -13,7 +13,8 @@
 //              `hidden` floats a row; kNormLinear writes n of its weights side by side; kAttention reads heads + 2 *
 //              kv_heads heads of head_dim and writes heads * head_dim; kNormGatedLinear has one weight of n = 2 *
 //              (intermediate rounded up to 16) outputs and writes half as many; kHead writes `vocab`. The input of
-//              kAttention is overwritten (rotary in place); an operator's input and output never share memory
+//              kAttention is overwritten (rotary in place); an operator's input and output never share memory. What a
+//              kind does not use is kNone (indices), 0 (layer, window, eps, scale, reserved) or 1 (rope_scale)
 //   tensors    codes_bytes and scales_bytes are exactly what edgekit/gemm.h gives for (format, n, k, group); k of a
 //              weight is the count of floats its operator reads; a norm has k = hidden, a bias k = n of its weight
 #pragma once
@@ -92,16 +93,16 @@ struct Operator {  // 96 bytes
   uint32_t layer;      // kAttention: which cache
   uint32_t input;      // buffer; kNone for kEmbed
   uint32_t output;     // buffer; kNone for kHead, whose logits go to the caller
-  uint32_t norm;       // tensor [hidden], f32, or kNone
+  uint32_t norm;       // kNormLinear, kNormGatedLinear, kHead: tensor [hidden], f32
   uint32_t weight[3];  // tensors; kNone where absent
-  uint32_t bias[3];    // tensors, f32, one for each weight, or kNone
+  uint32_t bias[3];    // tensors, f32, one for each weight, or kNone; kNone for kEmbed
   uint32_t q_norm;     // kAttention: tensor [head_dim] or kNone
   uint32_t k_norm;
   uint32_t rope;           // kAttention: tensor [head_dim / 2], f32: inverse frequencies (scaling already applied)
   uint32_t decode_kernel;  // index into kKernels for m == 1; kNone for kEmbed and kAttention
   uint32_t prefill_kernel;
   uint32_t window;  // kAttention: positions seen, 0 = all
-  float eps;        // of the norm
+  float eps;        // of the norm; kAttention: of q_norm and k_norm
   float scale;      // kAttention: of q . k
   float rope_scale;  // kAttention: factor on cos and sin (1 unless the model's rope scaling has one)
   uint8_t reserved[16];  // zero

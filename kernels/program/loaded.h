@@ -1,6 +1,9 @@
 // A program after its file was checked: pointers into the file instead of indices, and what the runtime needs to know.
 #pragma once
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "edgekit/gemm.h"
 #include "edgekit/program.h"
 #include "ops/ops.h"
@@ -9,6 +12,16 @@
 namespace edgekit {
 
 constexpr size_t kMostWeights = 3;
+
+inline size_t round_up_to_tile(size_t n) { return (n + EDGEKIT_TILE - 1) / EDGEKIT_TILE * EDGEKIT_TILE; }
+
+inline bool is_float(edgekit_format format) { return format == EDGEKIT_F32 || format == EDGEKIT_F16; }
+
+// Zeroed, given back with free(); null if there is none.
+template <typename T>
+T* allocate(size_t count) {
+  return static_cast<T*>(calloc(count > 0 ? count : 1, sizeof(T)));
+}
 
 // A matrix in tiles.
 struct Matrix {
@@ -23,7 +36,7 @@ struct Matrix {
   const uint16_t* scales;
   const float* bias;  // [n], or null
 
-  bool is_float() const { return format == EDGEKIT_F32 || format == EDGEKIT_F16; }
+  bool is_float() const { return edgekit::is_float(format); }
 };
 
 // The form in which a matrix wants its activations. Matrices of one operator that agree share them.
@@ -70,13 +83,25 @@ struct Array {
   size_t count;
 };
 
+template <typename T>
+T element(const Array& array, size_t index) {
+  T value;
+  memcpy(&value, array.data + index * sizeof(T), sizeof(T));
+  return value;
+}
+
 // The sections by kind, as found in the file; absent ones are empty.
 struct Sections {
   Array config, operators, tensors, buffers, kernels, tokenizer, probe, weights;
   uint32_t weights_crc;
 };
 
-// Checks the operators against tensors and buffers, and fills in the steps. Defined in check_operators.cc.
+// Checks what each table says for itself, and fills in the kernels and the arena. Defined in check_tables.cc.
+edgekit_status check_tables(const Sections& sections, const format::Config& config, edgekit_program* program,
+                            edgekit_error* error);
+
+// After the tables: checks the operators against tensors and buffers, and fills in the steps. Defined in
+// check_operators.cc.
 edgekit_status check_operators(const Sections& sections, const format::Config& config, edgekit_program* program,
                                edgekit_error* error);
 

@@ -1,8 +1,4 @@
 // Opens a program file: header, section table, checksums, config. Nothing is read before it is known to be in the file.
-#include <stdlib.h>
-#include <string.h>
-
-#include <algorithm>
 #include <new>
 
 #include "edgekit/cpu.h"
@@ -195,7 +191,8 @@ edgekit_status check_file(const uint8_t* data, size_t bytes, edgekit_program* pr
     return refuse(error, EDGEKIT_DAMAGED, "the config of the program file contradicts itself");
   }
   fill_info(config, bytes, program->sections, &program->info);
-  return check_operators(program->sections, config, program, error);
+  status = check_tables(program->sections, config, program, error);
+  return status == EDGEKIT_OK ? check_operators(program->sections, config, program, error) : status;
 }
 
 }  // namespace

@@ -1,0 +1,201 @@
+// Attention of some queries over one block of positions (AttendBlock in ops.h), on the lanes and with the exponential
+// of ops_body.h, which includes this.
+
+constexpr size_t kHalvesBytes = kLanes * sizeof(uint16_t);
+
+// Asks for `bytes` from an address on to be in the cache soon. Never faults, wherever that is.
+template <size_t bytes>
+inline void prefetch(uintptr_t address) {
+#pragma GCC unroll 8
+  for (size_t at = 0; at < bytes; at += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + at));
+  }
+}
+
+inline uintptr_t address_of(const uint16_t* halves) { return reinterpret_cast<uintptr_t>(halves); }
+
+// scores[r][16 * p + lane] = scale * (q[r] . key of position 16 * p + lane), d rising. R * P chains of fma in flight.
+// What is at `next`, as long as the keys, is read soon.
+template <int R, int P>
+inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, uintptr_t next, float scale,
+                  float* scores) {
+  Lanes acc[R][P];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      acc[r][p] = broadcast(0.0f);
+    }
+  }
+  for (size_t d = 0; d < head_dim; ++d) {
+    prefetch<P * kHalvesBytes>(next + d * P * kHalvesBytes);
+    Lanes key[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      key[p] = load_half(keys + (p * head_dim + d) * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Lanes element = broadcast(q[r][d]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        acc[r][p] = fma(element, key[p], acc[r][p]);
+      }
+    }
+  }
+  const Lanes factor = broadcast(scale);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      store(scores + r * kBlock + p * kLanes, multiply(acc[r][p], factor));
+    }
+  }
+}
+
+// out[r][16 * d + lane] = sum over positions j of weights[r][j] * value[j][16 * d + lane], j rising.
+// What is at `next`, of the same shape as the values, is read soon.
+template <int R, int D>
+inline void weigh(size_t begin, size_t end, size_t stride, const float* weights, const uint16_t* values,
+                  uintptr_t next, float* out, size_t out_stride) {
+  Lanes acc[R][D];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      acc[r][d] = broadcast(0.0f);
+    }
+  }
+  for (size_t j = begin; j < end; ++j) {
+    prefetch<D * kHalvesBytes>(next + j * stride * sizeof(uint16_t));
+    Lanes value[D];
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      value[d] = load_half(values + j * stride + d * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Lanes weight = broadcast(weights[r * kBlock + j]);
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) {
+        acc[r][d] = fma(weight, value[d], acc[r][d]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) {
+      store(out + r * out_stride + d * kLanes, acc[r][d]);
+    }
+  }
+}
+
+// Turns the scores of positions [begin, end) into weights e^(score - largest), all others in the strips into 0.
+inline void softmax_block(size_t begin, size_t end, size_t first_strip, size_t last_strip, float* scores,
+                          float* largest_score, float* total) {
+  for (size_t j = first_strip * kLanes; j < begin && j < last_strip * kLanes; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+  for (size_t j = end > first_strip * kLanes ? end : first_strip * kLanes; j < last_strip * kLanes; ++j) {
+    scores[j] = kMinusInfinity;
+  }
+  Lanes most = broadcast(kMinusInfinity);
+  for (size_t s = first_strip; s < last_strip; ++s) {
+    most = maximum(most, load(scores + s * kLanes));
+  }
+  *largest_score = largest(most);
+  const Lanes shift = broadcast(*largest_score);
+  Lanes totals = broadcast(0.0f);
+  for (size_t s = first_strip; s < last_strip; ++s) {
+    const Lanes weight = exponential(subtract(load(scores + s * kLanes), shift));
+    store(scores + s * kLanes, weight);
+    totals = add(totals, weight);
+  }
+  *total = sum(totals);
+}
+
+// score() for the strips from `strip` on, kAcross at a time as long as there are so many, then half as many at a time.
+template <int R, int kAcross>
+inline void score_strips(const AttendBlock& block, size_t first, size_t strip, size_t last_strip, size_t stride,
+                         float* scores) {
+  for (; strip + kAcross <= last_strip; strip += kAcross) {
+    score<R, kAcross>(block.head_dim, block.q + first, block.keys + strip * block.head_dim * kLanes,
+                      address_of(block.values) + strip * stride * kHalvesBytes, block.scale, scores + strip * kLanes);
+  }
+  if constexpr (kAcross > 1) {
+    score_strips<R, kAcross / 2>(block, first, strip, last_strip, stride, scores);
+  }
+}
+
+// weigh() for the elements from d on, in the same way. The block after this one is read next.
+template <int R, int kAcross>
+inline void weigh_elements(const AttendBlock& block, size_t begin, size_t end, size_t d, size_t stride,
+                           const float* weights, float* partial) {
+  const uintptr_t next_keys = address_of(block.keys) + kBlock * block.head_dim * sizeof(uint16_t);
+  for (; d + kAcross * kLanes <= stride; d += kAcross * kLanes) {
+    weigh<R, kAcross>(begin, end, stride, weights, block.values + d, next_keys + d * sizeof(uint16_t), partial + d,
+                      block.partial_stride);
+  }
+  if constexpr (kAcross > 1) {
+    weigh_elements<R, kAcross / 2>(block, begin, end, d, stride, weights, partial);
+  }
+}
+
+// The largest power of two for which R queries times it fit the tile.
+constexpr int strips_across(int queries) {
+  int across = 1;
+  while (2 * across * queries <= kTile) {
+    across *= 2;
+  }
+  return across;
+}
+
+template <int R>
+void attend_queries(const AttendBlock& block, size_t first) {
+  alignas(64) float scores[R * kBlock];
+  const size_t stride = (block.head_dim + kLanes - 1) / kLanes * kLanes;
+  size_t begin = kBlock;
+  size_t end = 0;
+  for (size_t r = 0; r < R; ++r) {
+    if (block.begin[first + r] < block.end[first + r]) {
+      begin = block.begin[first + r] < begin ? block.begin[first + r] : begin;
+      end = block.end[first + r] > end ? block.end[first + r] : end;
+    }
+  }
+  const size_t first_strip = begin / kLanes;
+  const size_t last_strip = end > begin ? (end + kLanes - 1) / kLanes : first_strip;
+  score_strips<R, strips_across(R)>(block, first, first_strip, last_strip, stride, scores);
+  float* partial = block.partial + first * block.partial_stride;
+  for (size_t r = 0; r < R; ++r) {
+    float* tail = partial + r * block.partial_stride + stride;
+    softmax_block(block.begin[first + r], block.end[first + r], first_strip, last_strip, scores + r * kBlock, &tail[0],
+                  &tail[1]);
+  }
+  weigh_elements<R, strips_across(R)>(block, begin, end, 0, stride, scores, partial);
+}
+
+void attend(const AttendBlock& block) {
+  size_t first = 0;
+  if constexpr (kTile >= 8) {
+    for (; first + 8 <= block.queries; first += 8) {
+      attend_queries<8>(block, first);
+    }
+  }
+  for (; first + 4 <= block.queries; first += 4) {
+    attend_queries<4>(block, first);
+  }
+  switch (block.queries - first) {
+    case 3:
+      attend_queries<3>(block, first);
+      break;
+    case 2:
+      attend_queries<2>(block, first);
+      break;
+    case 1:
+      attend_queries<1>(block, first);
+      break;
+    default:
+      break;
+  }
+}

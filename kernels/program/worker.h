@@ -1,0 +1,75 @@
+// One thread on its way through the steps of a program: what it works on, and how work is shared.
+#pragma once
+
+#include <algorithm>
+
+#include "program/session.h"
+
+namespace edgekit {
+
+struct Worker {
+  Worker(edgekit_session& of, const Job& its_job, unsigned member, uint32_t its_run)
+      : session(of),
+        program(*of.program),
+        info(of.program->info),
+        ops(*of.program->ops),
+        scratch(of.scratch[member]),
+        job(its_job),
+        run(its_run) {}
+
+  // Does work(piece) for those of `pieces` that this thread gets, and returns when all are finished.
+  template <typename Work>
+  void share(size_t phase, size_t pieces, const Work& work) {
+    if (job.active == 1) {
+      for (size_t piece = 0; piece < pieces; ++piece) {
+        work(piece);
+      }
+      return;
+    }
+    Team& team = session.team;
+    size_t done = 0;
+    for (size_t piece; (piece = team.claim(run, first_phase + phase, pieces)) != Team::kNone; ++done) {
+      work(piece);
+    }
+    if (done > 0) {
+      team.finish(run, first_phase + phase, done, pieces);
+    }
+    team.await(run, first_phase + phase, pieces);
+  }
+
+  // The same for every row below `rows`, kRowsPerPiece of them a piece.
+  template <typename Work>
+  void share_rows(size_t phase, size_t rows, const Work& work) {
+    share(phase, (rows + kRowsPerPiece - 1) / kRowsPerPiece, [&](size_t piece) {
+      const size_t end = std::min(rows, (piece + 1) * kRowsPerPiece);
+      for (size_t row = piece * kRowsPerPiece; row < end; ++row) {
+        work(row);
+      }
+    });
+  }
+
+  float* row_of(const BufferUse& buffer, size_t row) const {
+    return session.arena.at<float>((buffer.offset + row * buffer.width) * sizeof(float));
+  }
+
+  // Where the angles of a row begin in the session's tables.
+  size_t angles_at(size_t rope, size_t row) const { return (rope * info.max_rows + row) * (info.head_dim / 2); }
+
+  edgekit_session& session;
+  const edgekit_program& program;
+  const edgekit_program_info& info;
+  const ops::Ops& ops;
+  Scratch& scratch;
+  const Job job;
+  const uint32_t run;
+  size_t first_phase = 0;  // of the step at hand
+};
+
+// Rows [first, first + m) of the step's input through its matrices: stored at out [m][stride], or added or gated into
+// the step's output. Defined in multiply.cc.
+void multiply(Worker& worker, const Step& step, size_t first, size_t m, float* out, size_t stride);
+
+// Rotates, appends to the cache, and attends. Defined in attend.cc.
+void attend(Worker& worker, const Step& step);
+
+}  // namespace edgekit
