@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from edgekit.archs import Decoder, find_decoder, supported_model_types
+from edgekit.archs import config as limits_of_configs
 from edgekit.errors import Damaged, EdgekitError, Unsupported
 
 LLAMA: dict[str, object] = {
@@ -167,6 +170,14 @@ UNSUPPORTED = {
     "partial_rotary_factor in rope_parameters": {"rope_parameters": {"partial_rotary_factor": 0.25}},
     "heads of 5 values are not supported": {"head_dim": 5},
     "is a LlamaForSequenceClassification, which does not": {"architectures": ["LlamaForSequenceClassification"]},
+    "max_position_embeddings in config.json is 100000000000": {"max_position_embeddings": 10**11},
+    "num_hidden_layers in config.json is 1025": {"num_hidden_layers": 1025},
+    "hidden_size in config.json is 1048577": {"hidden_size": (1 << 20) + 1},
+    "intermediate_size in config.json is 1048577": {"intermediate_size": (1 << 20) + 1},
+    "num_attention_heads in config.json is 1025": {"num_attention_heads": 1025},
+    "num_key_value_heads in config.json is 1025": {"num_key_value_heads": 1025},
+    "head_dim in config.json is 1026": {"head_dim": 1026},
+    "vocab_size in config.json is 4194305": {"vocab_size": (1 << 22) + 1},
     "layers with and without a sliding window": {
         "model_type": "qwen2",
         "num_hidden_layers": 2,
@@ -196,7 +207,6 @@ DAMAGED = {
     "hidden_size in config.json is True": {"hidden_size": True},
     "num_hidden_layers in config.json is 0": {"num_hidden_layers": 0},
     "vocab_size in config.json is 1e\\+30": {"vocab_size": 1e30},
-    "max_position_embeddings in config.json is 100000000000": {"max_position_embeddings": 10**11},
     "rms_norm_eps in config.json is nan": {"rms_norm_eps": math.nan},
     "rope_theta in config.json is -1": {"rope_theta": -1},
     "num_attention_heads 3 in config.json is not a multiple of num_key_value_heads 2": {"num_key_value_heads": 2},
@@ -216,6 +226,20 @@ def test_a_value_that_makes_no_sense_is_damage_and_the_message_shows_it(message,
         find_decoder(tiny(**changes))
     assert refusal.value.exit_code == 7
     assert refusal.value.hint
+
+
+def test_a_program_may_have_what_a_config_may_ask_for():
+    source = (Path(__file__).parents[1] / "kernels" / "program" / "open.cc").read_text("utf-8")
+    found = dict(re.findall(r"constexpr uint32_t kMost(\w+) = ([\du< ]+);", source))
+    for name in ("Layers", "Heads", "HeadDim", "Width", "Vocab", "Context"):
+        one, _, shift = found[name].replace("u", "").partition("<<")
+        constant = "MOST_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
+        assert getattr(limits_of_configs, constant) == int(one) << int(shift or 0), constant
+
+
+def test_a_model_made_for_more_positions_than_a_program_may_have_is_used_up_to_those():
+    # As Llama 3 8B Instruct Gradient 4194k has it.
+    assert find_decoder(tiny(max_position_embeddings=4 << 20)).context == 1 << 20
 
 
 HOSTILE = [

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from edgekit.archs.config import (
     MOST_CONTEXT,
     MOST_LAYERS,
+    MOST_TRAINED,
     MOST_VOCAB,
     MOST_WIDTH,
     Config,
@@ -34,7 +35,7 @@ class Decoder:
     head_dim: int
     intermediate: int
     vocab: int
-    context: int  # positions the model was trained for
+    context: int  # positions the model was trained for, or as many as a program may have
     norm_eps: float
     inv_freq: tuple[float, ...]  # head_dim / 2 float32 values, rope scaling applied
     rope_scale: float  # factor on cos and sin
@@ -99,7 +100,7 @@ def read_decoder(
         head_dim=size,
         intermediate=config.integer("intermediate_size", high=MOST_WIDTH),
         vocab=config.integer("vocab_size", high=MOST_VOCAB),
-        context=config.integer("max_position_embeddings", high=MOST_CONTEXT),
+        context=min(config.integer("max_position_embeddings", high=MOST_TRAINED), MOST_CONTEXT),
         norm_eps=config.number("rms_norm_eps", low=0, high=1, default=1e-6),
         inv_freq=inverse_frequencies(config, size),
         rope_scale=1.0,
@@ -121,7 +122,7 @@ def find_decoder(config: Mapping[str, object]) -> Decoder:
     """The decoder that a Hugging Face config.json describes.
 
     Raises:
-        Unsupported: an architecture or a variant of one that edgekit does not handle.
+        Unsupported: an architecture or a variant of one that edgekit does not handle, or one that is too large.
         Damaged: a value that is missing, of the wrong type or out of any sensible range.
     """
     model_type = config.get("model_type")

@@ -15,12 +15,15 @@ from edgekit.errors import Damaged, Unsupported, one_of
 
 Float32 = npt.NDArray[np.float32]
 
-# Ten times the largest open decoder in each direction.
-MOST_LAYERS: Final = 1_000
-MOST_HEADS: Final = 4_096
-MOST_WIDTH: Final = 1 << 20  # hidden, intermediate, head_dim
-MOST_VOCAB: Final = 1 << 24
-MOST_CONTEXT: Final = 1 << 28
+# What a program may have (kernels/program/open.cc, under the same names), far above any model for a small machine.
+MOST_LAYERS: Final = 1024
+MOST_HEADS: Final = 1024
+MOST_HEAD_DIM: Final = 1024
+MOST_WIDTH: Final = 1 << 20  # hidden, intermediate
+MOST_VOCAB: Final = 1 << 22
+MOST_CONTEXT: Final = 1 << 20
+# What a model may say it was trained for. A text is shorter, so this need not fit a program.
+MOST_TRAINED: Final = 1 << 28
 
 _REQUIRED: Final = object()
 
@@ -33,12 +36,19 @@ class Config:
     name: str = "config.json"
 
     def integer(self, key: str, *, high: int, low: int = 1, default: int | object = _REQUIRED) -> int:
-        """The integer at `key`, in [low, high]. An absent key or null gives `default`, if there is one."""
+        """The integer at `key`, in [low, high]. An absent key or null gives `default`, if there is one.
+
+        Raises:
+            Damaged: no integer, or below `low`.
+            Unsupported: above `high`.
+        """
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(key, value, "an integer")
-        if not low <= value <= high:
+        if value < low:
             raise self._wrong(key, value, f"between {low} and {high}")
+        if value > high:
+            raise Unsupported(f"{key} in {self.name} is {_shown(value)}", hint=f"edgekit handles at most {high}")
         return value
 
     def number(self, key: str, *, low: float, high: float, default: float | object = _REQUIRED) -> float:
@@ -100,11 +110,12 @@ class Config:
         return default
 
     def _wrong(self, key: str, value: object, expected: str) -> Damaged:
-        shown = repr(value)
-        return Damaged(
-            f"{key} in {self.name} is {shown if len(shown) <= 40 else shown[:37] + '...'}",
-            hint=f"it must be {expected}",
-        )
+        return Damaged(f"{key} in {self.name} is {_shown(value)}", hint=f"it must be {expected}")
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
 def head_counts(config: Config) -> tuple[int, int]:
@@ -126,7 +137,7 @@ def head_size(config: Config, *, hidden: int, heads: int, default: int = 0) -> i
             f"hidden_size {hidden} in config.json is not a multiple of num_attention_heads {heads}",
             hint="give head_dim, or correct one of them",
         )
-    size = config.integer("head_dim", high=MOST_WIDTH, default=default or hidden // heads)
+    size = config.integer("head_dim", high=MOST_HEAD_DIM, default=default or hidden // heads)
     if size % 2:
         raise Unsupported(
             f"heads of {size} values are not supported", hint="the rotary embedding needs an even head size"
@@ -165,8 +176,8 @@ def _llama3(config: Config, rope: Config, frequencies: Float32) -> Float32:
     low, high = (rope.number(f"{end}_freq_factor", low=1e-3, high=1e6) for end in ("low", "high"))
     if low >= high:
         raise Damaged(f"low_freq_factor in {rope.name} is not below high_freq_factor", hint="Llama 3.1 has 1 and 4")
-    default = config.integer("max_position_embeddings", high=MOST_CONTEXT)
-    trained = rope.integer("original_max_position_embeddings", high=MOST_CONTEXT, default=default)
+    default = config.integer("max_position_embeddings", high=MOST_TRAINED)
+    trained = rope.integer("original_max_position_embeddings", high=MOST_TRAINED, default=default)
     waves = np.float32(2 * math.pi) / frequencies
     stretched = np.where(waves > trained / low, frequencies / np.float32(factor), frequencies)
     share = (np.float32(trained) / waves - np.float32(low)) / np.float32(high - low)
@@ -183,7 +194,7 @@ def window_of_all_layers(config: Config) -> int:
     """
     if not config.boolean("use_sliding_window", default=False):
         return 0
-    window = config.integer("sliding_window", high=MOST_CONTEXT, default=4096)
+    window = config.integer("sliding_window", high=MOST_TRAINED, default=4096)
     kinds = config.strings("layer_types")
     if not kinds:
         layers = config.integer("num_hidden_layers", high=MOST_LAYERS)
