@@ -9,8 +9,8 @@ namespace edgekit {
 class Division {
  public:
   // The first half of the tiles makes two pieces a thread, half of the rest two more, and so on until a piece would
-  // have `least` tiles or fewer. Every piece but the last is a multiple of `unit`, which divides `least` and `most`, and has
-  // at most `most` tiles. One thread gets equal pieces: what it does is one stream anyway.
+  // have `least` tiles or fewer. Every piece but the last is a multiple of `unit`, which divides `least` and `most`,
+  // and has at most `most` tiles. One thread gets equal pieces: what it does is one stream anyway.
   static Division falling(size_t tiles, size_t unit, size_t least, size_t most, size_t threads) {
     Division division(tiles, least);
     division.round_pieces_ = 2 * threads;
