@@ -198,6 +198,11 @@ def test_the_file_tells_the_loader_what_the_plan_says(tmp_path: Path) -> None:
     attention = operators[2]
     assert attention[1:3] == (0, operators[1][3]) and attention[5:11] == (native.NONE,) * 6
     assert attention[18] == pytest.approx(1 / math.sqrt(18))
+    embed, linear_add, head = operators[0], operators[3], operators[-1]
+    unused = ({2, 4, *range(6, 16), 17}, {4, 6, 7, 9, 10, *range(11, 14), 17}, {3, 6, 7, 9, 10, *range(11, 14)})
+    for operator, fields in zip((embed, linear_add, head), unused, strict=True):
+        assert all(operator[field] == (0 if field == 17 else native.NONE) for field in fields)
+        assert (operator[1], operator[16], *operator[18:]) == (0, 0, 0, 1)
     assert [name.rstrip(b"\0").decode() for (name,) in program.rows(5, "64s")] == list(plan.kernels)
     assert program.sections[6] == b"tokenizer" and program.sections[7] == b"probe"
 

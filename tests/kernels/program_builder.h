@@ -293,8 +293,8 @@ class ProgramWriter {
     op.input = op.output = op.norm = op.q_norm = op.k_norm = op.rope = format::kNone;
     op.decode_kernel = op.prefill_kernel = format::kNone;
     for (int i = 0; i < 3; i++) op.weight[i] = op.bias[i] = format::kNone;
-    op.eps = 1e-5f;
-    op.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
+    const bool has_no_norm = kind == format::OperatorKind::kEmbed || kind == format::OperatorKind::kLinearAdd;
+    op.eps = has_no_norm ? 0.0f : 1e-5f;
     op.rope_scale = 1.0f;
     return op;
   }
@@ -377,6 +377,7 @@ class ProgramWriter {
     op.output = mixed;
     op.rope = rope;
     op.window = shape_.window;
+    op.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     if (shape_.qk_norm) {
       layer.q_norm = random_vector(shape_.head_dim, 1.0f, 0.3f);
       layer.k_norm = random_vector(shape_.head_dim, 1.0f, 0.3f);

@@ -26,11 +26,19 @@ ModelShape small_shape() {
   return shape;
 }
 
+// The last buffer ends the arena and is narrower than the norms are long: who norms it reads past the arena.
+ModelShape narrow_shape() {
+  ModelShape shape = small_shape();
+  shape.hidden = 64;
+  shape.intermediate = 16;
+  return shape;
+}
+
 // A valid file, and a place to damage it in.
 class Patient {
  public:
-  Patient() {
-    ProgramWriter writer(small_shape());
+  explicit Patient(const ModelShape& shape = small_shape()) {
+    ProgramWriter writer(shape);
     writer.tokenizer.assign(100, 0x55);
     writer.probe.assign(64, 0x33);
     writer.bos = 1;
@@ -196,8 +204,7 @@ TEST(flipped_bytes_with_right_checksums_never_lead_outside) {
   CHECK_THAT(refused > opened, "refused %zu, opened %zu", refused, opened);
 }
 
-TEST(lying_counts_and_offsets_never_lead_outside) {
-  Patient patient;
+void tell_lies(Patient patient) {
   for (const auto& [begin, end] : patient.tables()) {
     for (size_t at = begin; at + 4 <= end; at += 4) {
       uint32_t truth;
@@ -221,6 +228,11 @@ TEST(lying_counts_and_offsets_never_lead_outside) {
       }
     }
   }
+}
+
+TEST(lying_counts_and_offsets_never_lead_outside) {
+  tell_lies(Patient());
+  tell_lies(Patient(narrow_shape()));
 }
 
 TEST(damaged_weights_are_found_by_verifying_and_never_crash) {
@@ -276,6 +288,34 @@ TEST(refusals_name_what_is_wrong) {
   patient.recompute_checksums();
   CHECK(try_out(patient.data(), patient.bytes(), &message) == EDGEKIT_UNSUPPORTED);
   CHECK(message == "operator 0 of the program file has the unknown kind 99");
+}
+
+TEST(a_field_that_its_kind_does_not_use_is_refused) {
+  struct Lie {
+    size_t op, field;  // of 4 bytes; 0 embed, 1 norm and linear, 2 attention, 3 and 5 linear and add, 6 head
+    uint32_t value;
+  };
+  constexpr size_t kLayer = 1, kInput = 2, kOutput = 3, kNorm = 4, kBias = 8, kQNorm = 11, kKNorm = 12, kRope = 13,
+                   kDecodeKernel = 14, kPrefillKernel = 15, kWindow = 16, kEps = 17, kScale = 18, kRopeScale = 19,
+                   kReserved = 20;
+  constexpr uint32_t kHalf = 0x3f000000;  // 0.5f
+  Patient patient;
+  for (const Lie& lie : std::vector<Lie>{
+           {0, kInput, 0},     {0, kNorm, 2},      {0, kBias, 2},      {0, kDecodeKernel, 0}, {0, kPrefillKernel, 0},
+           {0, kEps, kHalf},   {1, kLayer, 1},     {1, kQNorm, 0},     {1, kKNorm, 0},        {1, kRope, 0},
+           {1, kWindow, 1},    {1, kScale, kHalf}, {1, kRopeScale, 0}, {2, kNorm, 2},         {2, kDecodeKernel, 0},
+           {2, kReserved, 1},  {3, kNorm, 2},      {3, kEps, kHalf},   {5, kNorm, 2},         {6, kOutput, 0},
+       }) {
+    std::memcpy(patient.data() + patient.section(1).offset + lie.op * sizeof(format::Operator) + lie.field * 4,
+                &lie.value, 4);
+    patient.recompute_checksums();
+    std::string message;
+    CHECK(try_out(patient.data(), patient.bytes(), &message) == EDGEKIT_DAMAGED);
+    CHECK_THAT(message == "operator " + std::to_string(lie.op) +
+                              " of the program file has a field that its kind does not use",
+               "field %zu: %s", lie.field, message.c_str());
+    patient.heal();
+  }
 }
 
 TEST(data_that_is_not_aligned_is_refused) {
