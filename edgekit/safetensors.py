@@ -8,6 +8,7 @@ import json
 import math
 import stat
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def parse_json(text: bytes, what: str) -> dict[str, object]:
     def no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' appears twice")
+            ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"the key {_quoted(key)} appears twice")
         return table
 
     def no_constant(name: str) -> object:

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,12 @@ def test_a_name_is_shown_without_its_control_characters(tmp_path):
 def test_json_that_is_no_object_is_damage():
     with pytest.raises(Damaged, match="x is not a JSON object"):
         parse_json(b"[1]", "x")
+
+
+def test_a_key_that_comes_twice_among_many_is_found_in_one_pass():
+    keys = [f'"k{index}": 0' for index in range(50_000)]
+    began = time.process_time()
+    with pytest.raises(Damaged, match="the key 'k49999' appears twice"):
+        parse_json(f"{{{', '.join([*keys, keys[-1]])}}}".encode(), "x")
+    # Some hundredths of a second; comparing each key with all others takes a minute.
+    assert time.process_time() - began < 5
