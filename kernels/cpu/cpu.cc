@@ -41,7 +41,7 @@ uint64_t saved_states() {
 uint64_t detect() {
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  // Compilers use all of x86-64-v3 where they may use avx2.
+  // Compilers use all of x86-64-v3 where they may use avx2. targets/isa.json lists the same.
   constexpr uint32_t kFma = 1u << 12, kMovbe = 1u << 22, kPopcnt = 1u << 23, kOsxsave = 1u << 27;
   constexpr uint32_t kAvx = 1u << 28, kF16c = 1u << 29;
   constexpr uint32_t kNeeded = kFma | kMovbe | kPopcnt | kOsxsave | kAvx | kF16c;
