@@ -4,7 +4,6 @@ Exit codes: 0 ok; 1 internal; 2 usage; 3 unsupported; 4 target or toolchain miss
 unreachable; 7 integrity; 8 timeout; 9 does not fit; 130 interrupted.
 """
 
-import errno
 import importlib
 import pkgutil
 import signal
@@ -17,9 +16,8 @@ import click
 
 import edgekit
 from edgekit.cli._console import say
+from edgekit.disk import NO_SPACE
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Commands(click.Group):
@@ -82,7 +80,7 @@ def _usage_hint(error: click.ClickException) -> str:
 
 def _file_error(error: OSError) -> EdgekitError:
     """What the operating system refused, as a sentence; an error without a file is ours, and stays as it is."""
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return DoesNotFit(
             f"no space left to write {error.filename or 'a file'}", hint="free some, or set EDGEKIT_CACHE"
         )

@@ -1,0 +1,38 @@
+"""Writing to a disk that may be full: an OSError that names the file, and never a signal."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """While this lasts an OSError without a file is one of `file`, and so is every one about space.
+
+    write(2) does not say where it failed, copying names what it read, and NumPy gives not even the number.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})", str(file)) from error
+        if error.filename is None or error.errno in NO_SPACE:
+            error.filename, error.filename2 = str(file), None
+        raise
+
+
+def reserve(file: Path) -> None:
+    """Gives every byte of `file` a place on the disk. Without one, writing to it through a map ends in SIGBUS."""
+    with writing(file), file.open("r+b") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+        except OSError as error:
+            # A file system that cannot: glibc then writes zeros itself, musl leaves it at that.
+            if error.errno not in _CANNOT_RESERVE:
+                raise
