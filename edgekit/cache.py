@@ -5,6 +5,7 @@ It is kept under $EDGEKIT_CACHE_BYTES (20 GiB where unset): stages not used for 
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgekit.disk import writing
 from edgekit.errors import UsageError
 from edgekit.units import Bytes, Seconds
 
@@ -60,8 +62,11 @@ class Cache:
             yield folder
             sync_tree(folder)
             # Another compile may have finished the same stage meanwhile: the same bytes, so either will do.
-            with contextlib.suppress(OSError):
+            try:
                 folder.rename(self._path(stage, key))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
             sync_folder(self.root)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +134,8 @@ def sync_folder(folder: Path) -> None:
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,6 @@
 """The cache of finished stages: whole or absent, found by what went in, bounded in size."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_two_compiles_that_finish_the_same_stage_both_find_it(cache):
         (second / "file").write_text("same")
     assert (cache.find("probe", {}) / "file").read_text() == "same"
     assert [path.name for path in cache.root.iterdir()] == [cache.find("probe", {}).name]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_stage_that_cannot_be_put_in_its_place_is_an_error(cache, monkeypatch, number):
+    def fail(path, target):
+        raise OSError(number, os.strerror(number), str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError) as caught, cache.fill("probe", {}):
+        pass
+    assert caught.value.errno == number
+    assert list(cache.root.iterdir()) == []
 
 
 def test_the_stages_not_used_for_longest_make_room(cache):
