@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import edgekit
 from edgekit.cache import sync_folder, sync_tree
+from edgekit.disk import writing
 from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError, one_of
 from edgekit.schema import problems
 from edgekit.units import Bytes
@@ -40,6 +41,7 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 
@@ -140,9 +142,10 @@ class Bundle(Contents):
 class Draft:
     """A bundle being written, in a folder of its own beside the place it will have."""
 
-    def __init__(self, folder: Path, path: Path) -> None:
+    def __init__(self, folder: Path, path: Path, *, force: bool) -> None:
         self.folder = folder
         self._path = path
+        self._force = force
 
     @property
     def program(self) -> Path:
@@ -155,26 +158,32 @@ class Draft:
 
     def add_runner(self, triple: str) -> None:
         """Copies the runner for `triple` into the bundle."""
-        shutil.copyfile(find_runner(triple), self.runner)
+        _copy(find_runner(triple), self.runner)
         self.runner.chmod(0o755)
 
     def add_tokenizer(self, source: Path) -> None:
         """Copies the tokenizer.json of the checkpoint into the bundle."""
-        shutil.copyfile(source, self.folder / TOKENIZER)
+        _copy(source, self.folder / TOKENIZER)
 
     def publish(self, contents: Contents) -> Bundle:
-        """Writes the manifest and gives the bundle its place, taking that of an older one in the same moment."""
+        """Writes the manifest and gives the bundle its place, taking that of an older one in the same moment.
+
+        Raises:
+            UsageError: something is there by now that is not to be replaced.
+        """
         files = {file.name: File(Bytes(file.stat().st_size), _sha256(file)) for file in sorted(self.folder.iterdir())}
         assert files.keys() >= {*_REQUIRED[contents.engine]} and MANIFEST not in files
         manifest = {"schema": SCHEMA, "edgekit": edgekit.__version__, **asdict(contents)}
         manifest["files"] = {name: asdict(file) for name, file in files.items()}
-        (self.folder / MANIFEST).write_bytes(_canonical(manifest))
+        with writing(self.folder / MANIFEST):
+            (self.folder / MANIFEST).write_bytes(_canonical(manifest))
         self.folder.chmod(0o755)
         sync_tree(self.folder)
+        _check_place(self._path, force=self._force)
         if self._path.exists():
             _exchange(self.folder, self._path)
         else:
-            self.folder.rename(self._path)
+            _appear(self.folder, self._path)
         sync_folder(self._path.parent)
         return open_bundle(self._path)
 
@@ -186,15 +195,11 @@ def draft_bundle(path: Path, *, force: bool = False) -> Iterator[Draft]:
     Raises:
         UsageError: `path` exists and is not to be replaced (`force`), or is no bundle.
     """
-    if path.is_symlink() or path.exists():
-        if path.is_symlink() or not (path / MANIFEST).is_file():
-            raise UsageError(f"{path} exists and is not a bundle", hint="choose another place with -o")
-        if not force:
-            raise UsageError(f"{path} exists", hint="--force replaces it, -o chooses another place")
+    _check_place(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        yield Draft(folder, path)
+        yield Draft(folder, path, force=force)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -296,17 +301,54 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _copy(source: Path, copy: Path) -> None:
+    with writing(copy):
+        shutil.copyfile(source, copy)
+
+
+def _check_place(path: Path, *, force: bool) -> None:
+    """Refuses a place where something is that may not be replaced."""
+    if path.is_symlink() or path.exists():
+        if path.is_symlink() or not (path / MANIFEST).is_file():
+            raise UsageError(f"{path} exists and is not a bundle", hint="choose another place with -o")
+        if not force:
+            raise _exists(path)
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists", hint="--force replaces it, -o chooses another place")
+
+
+def _appear(new: Path, path: Path) -> None:
+    """Renames a folder to `path`, unless something has come to be there."""
+    try:
+        # A plain rename replaces no file and no folder that holds anything, but an empty one.
+        if not _renameat2(new, path, _RENAME_NOREPLACE):
+            new.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _exists(path) from error
+        raise
+
+
 def _exchange(new: Path, old: Path) -> None:
     """Swaps two folders. At no moment is there none at `old`, if the file system can do that."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        paths = os.fsencode(new), os.fsencode(old)
-        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code), str(old))
+    if _renameat2(new, old, _RENAME_EXCHANGE):
+        return
     aside = Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent)) / "old"
     old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _renameat2(old: Path, new: Path, flags: int) -> bool:
+    """Renames as the flags say. False if the C library, the kernel or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(new))
+    return False

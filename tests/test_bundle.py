@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -137,6 +138,70 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, make: Callable[[Pat
     make(tmp_path / "out")
     with pytest.raises(UsageError, match="exists and is not a bundle"):
         write(tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_folder_that_appeared_meanwhile_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool, full: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    with draft_bundle(tmp_path / "out") as draft:
+        fill(draft)
+        (tmp_path / "out").mkdir()
+        if full:
+            (tmp_path / "out" / "manifest.json").write_text("another's")
+        with pytest.raises(UsageError, match="out exists"):
+            draft.publish(CONTENTS)
+    assert contents(tmp_path / "out") == ({"manifest.json": b"another's"} if full else {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_that_appears_in_the_last_moment_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    path = tmp_path / "out"
+
+    def appear(folder: Path) -> None:
+        path.mkdir()
+        (path / "theirs").write_text("theirs")
+
+    with draft_bundle(path) as draft:
+        fill(draft)
+        # Nothing is there when it is looked for; the rename itself has to find out.
+        monkeypatch.setattr("edgekit.bundle.sync_tree", appear)
+        monkeypatch.setattr("edgekit.bundle._check_place", lambda path, *, force: None)
+        monkeypatch.setattr(Path, "exists", lambda path: False)
+        with pytest.raises(UsageError, match="out exists"):
+            draft.publish(CONTENTS)
+    assert contents(path) == {"theirs": b"theirs"}
+
+
+def test_a_folder_that_appeared_meanwhile_and_is_no_bundle_is_not_replaced_by_force(tmp_path: Path) -> None:
+    with draft_bundle(tmp_path / "out", force=True) as draft:
+        fill(draft)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").write_text("mine")
+        with pytest.raises(UsageError, match="exists and is not a bundle"):
+            draft.publish(CONTENTS)
+    assert contents(tmp_path / "out") == {"mine": b"mine"}
+
+
+def test_a_full_disk_names_the_file_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, copy: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(copy))
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(OSError) as caught, draft_bundle(tmp_path / "out") as draft:
+        draft.add_runner("aarch64-linux-musl")
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(caught.value.filename).name == "edgekit-run"
+    assert Path(caught.value.filename).parent.parent == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runners"]
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
