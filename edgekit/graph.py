@@ -42,7 +42,8 @@ Int64 = npt.NDArray[np.int64]
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _FILE: Final = "model.onnx"
-_RUNTIME_ERRORS: Final = (
+# ONNX Runtime's exceptions have no base of their own.
+RUNTIME_ERRORS: Final = (
     states.Fail,
     states.InvalidArgument,
     states.InvalidGraph,
@@ -229,7 +230,7 @@ def _load(file: Path, options: onnxruntime.SessionOptions, *, folds: bool) -> on
             # There is nothing to fall back to, and the attempt is printed to stdout.
             enable_fallback=0,
         )
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         reason = "".join(character if character.isprintable() else "?" for character in str(error))
         raise Damaged(f"ONNX Runtime cannot load {file}: {reason:.300}", hint="compile again") from error
 

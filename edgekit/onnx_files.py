@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from edgekit.disk import writing
 from edgekit.errors import Damaged
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -117,7 +118,11 @@ def _plain_file_bytes(file: Path) -> int:
 @contextlib.contextmanager
 def _appearing(file: Path) -> Iterator[IO[bytes]]:
     """A stream whose bytes become `file` when the block ends well, and vanish when it does not."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
+    # Closing flushes again, and fails again: the file is named around both.
+    with (
+        writing(file),
+        tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream,
+    ):
         written = Path(stream.name)
         try:
             yield stream.file

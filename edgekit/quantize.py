@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.checkpoint import Checkpoint
+from edgekit.disk import reserve, writing
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Graph
 from edgekit.methods import find_method
@@ -210,7 +211,10 @@ def _allocate(name: str, scheme: Scheme, shape: tuple[int, int], directory: Path
         if directory is None:
             return np.empty((shape[0], columns), dtype)
         file = directory / f"{name}.{part}.npy"
-        return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(shape[0], columns))
+        with writing(file):
+            array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(shape[0], columns))
+        reserve(file)
+        return array
 
     codes = make("codes", shape[1], _stored_type(scheme))
     return QuantTensor(name, scheme, shape, codes, make("scales", _groups(scheme, shape[1]), np.dtype(np.uint16)))
@@ -239,7 +243,8 @@ def _settled(tensor: QuantTensor, directory: Path | None) -> QuantTensor:
         return tensor
     for part in (tensor.codes, tensor.scales):
         if isinstance(part, np.memmap):
-            part.flush()
+            with writing(Path(str(part.filename))):
+                part.flush()
     codes, scales = _mapped(directory, tensor.name)
     return replace(tensor, codes=codes, scales=scales)
 
@@ -255,7 +260,7 @@ def _write_index(quant: QuantGraph, directory: Path) -> None:
     """The index is written last: a directory without one is not finished."""
     index = {"schema": SCHEMA, "made_from": quant.made_from, "errors": dict(quant.errors)}
     temporary = directory / f"{INDEX}.part"
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(temporary), temporary.open("w", encoding="utf-8") as file:
         json.dump(index, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.archs import Decoder
+from edgekit.disk import writing
 from edgekit.errors import DoesNotFit
 from edgekit.kernels import FORMATS, TILE, pack_codes, pack_scales
 from edgekit.layout import PlannedTensor
 from edgekit.plan import Plan, PlannedOperator
 from edgekit.quantize import QuantGraph
+from edgekit.special_tokens import MOST_EOS_IDS
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]  # bytes of weights written, bytes in all
@@ -29,7 +31,6 @@ VERSION: Final = 1
 NONE: Final = 0xFFFFFFFF
 PAGE_BYTES: Final = 65536
 ALIGN_BYTES: Final = 64
-MOST_EOS_IDS: Final = 8
 
 HEADER: Final = struct.Struct("<8sIIQII28xI")
 SECTION: Final = struct.Struct("<IIQQ8x")
@@ -83,7 +84,7 @@ def write_program(
     sections = [(name, data) for name, data in sections if data]
     offset = HEADER.size + SECTION.size * (len(sections) + 1)
     table = []
-    with path.open("xb") as file:
+    with writing(path), path.open("xb") as file:
         for name, data in sections:
             offset = _aligned(offset, ALIGN_BYTES)
             _pad_to(file, offset)

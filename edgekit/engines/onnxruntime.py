@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
-from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from edgekit.disk import writing
 from edgekit.errors import Damaged, UsageError
-from edgekit.graph import Session
+from edgekit.graph import RUNTIME_ERRORS, Session
 from edgekit.onnx_files import Progress, load_model
 from edgekit.portable import portable_onnx
 from edgekit.quantize import QuantGraph
@@ -26,17 +26,6 @@ PROBE: Final = "probe"
 TOKENIZER: Final = "tokenizer.json"
 
 _MOST_PROBE_BYTES: Final = 256 << 20
-# ONNX Runtime's exceptions have no base of their own; names that are not UTF-8 fail in its Python part.
-_REFUSALS: Final = (
-    ort.Fail,
-    ort.InvalidArgument,
-    ort.InvalidGraph,
-    ort.InvalidProtobuf,
-    ort.NoSuchFile,
-    ort.NotImplemented,
-    ort.RuntimeException,
-    UnicodeDecodeError,
-)
 _PACKED_TYPES: Final = (ir.DataType.INT4, ir.DataType.INT8, ir.DataType.FLOAT16)
 
 
@@ -79,7 +68,8 @@ def write_model(
     progress: Progress | None = None,
 ) -> None:
     """Writes the model to `folder`, one tensor in memory at a time. Equal codes give equal bytes."""
-    (folder / PROBE).write_bytes(probe)
+    with writing(folder / PROBE):
+        (folder / PROBE).write_bytes(probe)
     metadata = {"edgekit.bos": json.dumps(bos), "edgekit.eos": json.dumps(eos), "edgekit.made_from": quant.made_from}
     portable_onnx(quant, folder / MODEL, metadata=metadata, progress=progress)
 
@@ -128,7 +118,7 @@ def open_model(written: Written, *, threads: int) -> Session:
     """
     try:
         return Session(written.file, threads=threads, prepack=written.packs)
-    except _REFUSALS as error:
+    except RUNTIME_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise Damaged(f"ONNX Runtime refuses {written.file}: {reason:.200}", hint="compile again") from error
 

@@ -1,0 +1,120 @@
+"""A disk that is full: every writer ends in an error that names its file, and leaves nothing half-written."""
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.checkpoint import Checkpoint, open_checkpoint
+from edgekit.disk import NO_SPACE, reserve, writing
+from edgekit.engines.native import Extras, write_program
+from edgekit.engines.onnxruntime import write_model
+from edgekit.graph import build_graph, save_graph
+from edgekit.passes import lower
+from edgekit.plan import make_plan
+from edgekit.quantize import QuantGraph, quantize
+from edgekit.scheme import parse_recipe
+from edgekit.target import load_target
+from edgekit.testing import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", context=64))
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing past `size` fails with EFBIG: to a program the same as a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def quantized(checkpoint: Checkpoint, folder: Path | None = None) -> QuantGraph:
+    return quantize(build_graph(checkpoint, context=64), checkpoint, parse_recipe("q8g32"), directory=folder)
+
+
+def write_native(checkpoint: Checkpoint, folder: Path) -> None:
+    quant = quantized(checkpoint)
+    plan = make_plan(lower(quant), quant.graph.decoder, load_target("rpi5"), context=64)
+    write_program(plan, quant, Extras(b"", b"", None, (0,)), folder / "model.edge")
+
+
+WRITERS: dict[str, Callable[[Checkpoint, Path], object]] = {
+    "model.embed_tokens.weight.codes.npy": quantized,
+    "model.onnx.data": lambda checkpoint, folder: save_graph(build_graph(checkpoint, context=64), folder),
+    "model.edge": write_native,
+    "probe": lambda checkpoint, folder: write_model(
+        quantized(checkpoint), folder, probe=bytes(9000), bos=None, eos=(0,)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_names_the_file_that_does_not_fit(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError) as caught, files_of_at_most(8192):
+        WRITERS[name](checkpoint, tmp_path)
+    assert caught.value.errno in NO_SPACE
+    assert caught.value.filename == str(tmp_path / name)
+    # The folder is its owner's to remove; no file that others look for is in it.
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "quantized.json").exists()
+
+
+def test_codes_have_their_place_on_the_disk_before_one_is_written(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    monkeypatch.setattr("edgekit.quantize._fill", lambda *_: pytest.fail("written through the map"))
+    with pytest.raises(OSError) as caught:
+        quantized(checkpoint, tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "model.embed_tokens.weight.codes.npy")
+
+
+def test_a_reserved_file_has_blocks_for_all_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 20)
+    reserve(file)
+    assert file.stat().st_size == 1 << 20
+    assert file.stat().st_blocks * 512 >= 1 << 20
+
+
+def test_a_file_system_that_cannot_reserve_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    (tmp_path / "file").write_bytes(b"x")
+    reserve(tmp_path / "file")
+
+
+def test_an_error_of_numpy_that_says_nothing_is_one_of_space(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device \(9000 requested and \d+ written\)") as caught,
+        files_of_at_most(4096),
+        writing(tmp_path / "file"),
+        (tmp_path / "file").open("wb") as stream,
+    ):
+        np.zeros(9000, np.uint8).tofile(stream)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "file"))
+
+
+def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, writing(tmp_path / "file"):
+        (tmp_path / "missing").read_bytes()
+    assert caught.value.filename == str(tmp_path / "missing")
