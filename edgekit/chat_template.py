@@ -2,9 +2,11 @@
 
 A chat template comes with the checkpoint and is code from a stranger. Jinja's sandbox keeps it from Python's internals,
 but not from asking for a string of a terabyte or an endless loop; the operating system does. `render_chat` in
-edgekit/tokenizer.py starts this file; it imports nothing of edgekit, so that it also runs isolated (`python -I`).
+edgekit/tokenizer.py starts this file; it imports nothing of edgekit, so that it also runs isolated (`python -I -S`).
+FOLDERS are those of jinja2 and markupsafe: without `-I` and `-S` any folder could put its own json.py before Python's,
+and with them a jinja2 that was installed for one person or is on PYTHONPATH is not found.
 
-    python -I chat_template.py < {"template": ..., "variables": {...}}, as JSON, > text
+    python -I -S chat_template.py FOLDERS < {"template": ..., "variables": {...}}, as JSON, > text
 """
 
 import json
@@ -13,6 +15,9 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path += sys.argv[1:]
 
 import jinja2
 import jinja2.exceptions

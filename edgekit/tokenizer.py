@@ -4,6 +4,7 @@ The section is described in kernels/tokenizer/format.h. The runner reads it in p
 in the order in which it is looked up: merges by pair, added tokens and whole words by their bytes.
 """
 
+import importlib.util
 import json
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.chat_template import MAX_SECONDS
-from edgekit.errors import Damaged, Unsupported
+from edgekit.errors import Damaged, TargetMissing, Unsupported
 from edgekit.tokenizer_json import (
     MARKER,
     MAX_ADDED_BYTES,
@@ -184,6 +185,7 @@ def render_chat(
     Raises:
         Damaged: the template takes more time, memory or text than a conversation can need.
         Unsupported: the template fails, or says that it does not take these messages.
+        TargetMissing: jinja2 is not installed, or not whole.
     """
     known = {
         "messages": list(messages),
@@ -199,7 +201,7 @@ def render_chat(
     program = Path(__file__).with_name("chat_template.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(program)],
+            [sys.executable, "-I", "-S", str(program), *_folders_of("jinja2", "markupsafe")],
             input=json.dumps({"template": template, "variables": given}).encode(),
             capture_output=True,
             check=False,
@@ -212,7 +214,24 @@ def render_chat(
     reason = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
     if done.returncode < 0 or reason.startswith("MemoryError"):
         raise Damaged("the chat template takes too much time or memory", hint="give the prompt without a template")
+    if reason.startswith(("ModuleNotFoundError", "ImportError")):
+        raise _no_jinja(reason)
     raise Unsupported(
         f"the chat template does not take these messages: {reason.removeprefix('jinja2.exceptions.')[:300]}",
         hint="change the messages, or give the prompt without a template",
     )
+
+
+def _folders_of(*modules: str) -> list[str]:
+    """The folders that the modules were, or would be, imported from."""
+    folders: dict[str, None] = {}
+    for module in modules:
+        found = importlib.util.find_spec(module)
+        if found is None or found.origin is None:
+            raise _no_jinja(f"no module named {module}")
+        folders[str(Path(found.origin).absolute().parents[1])] = None
+    return list(folders)
+
+
+def _no_jinja(reason: str) -> TargetMissing:
+    return TargetMissing(f"jinja2, which renders chat templates, cannot be used: {reason}", hint="pip install jinja2")

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import markupsafe
 import pytest
 from nasty_texts import fixed_texts, random_texts
 from tokenizers import Tokenizer
@@ -35,7 +38,7 @@ from tokenizers_zoo import (
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from edgekit.errors import Damaged, EdgekitError, Unsupported
+from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported
 from edgekit.tokenizer import pack_tokenizer, render_chat
 from edgekit.tokenizer_json import PATTERNS
 
@@ -441,3 +444,36 @@ def test_a_template_that_asks_for_too_much_is_stopped(template: str) -> None:
 def test_a_template_reaches_nothing_outside_itself(template: str) -> None:
     with pytest.raises(Unsupported):
         render_chat(template, CONVERSATION)
+
+
+def test_a_template_is_rendered_by_the_jinja_that_this_process_would_import(tmp_path: Path) -> None:
+    # As after `pip install --user`, or with PYTHONPATH: isolated, Python would find another jinja2, or none.
+    for module in (jinja2, markupsafe):
+        copied = tmp_path / module.__name__
+        shutil.copytree(Path(module.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "jinja2" / "defaults.py").open("a") as file:
+        file.write("\nDEFAULT_NAMESPACE['where'] = lambda: __file__\n")
+    (tmp_path / "json.py").write_text("raise SystemExit('this is not the json of Python')")
+    program = "import json, sys; sys.path[:0] = sys.argv[1:]; from edgekit.tokenizer import render_chat"
+    program += "; print(render_chat('{{ where() }}', []))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str(tmp_path / "jinja2" / "defaults.py"), done.stderr
+
+
+def test_a_jinja_that_is_missing_or_not_whole_is_not_the_fault_of_the_template(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edgekit.tokenizer._folders_of", lambda *modules: [str(tmp_path)])
+    with pytest.raises(TargetMissing, match="cannot be used: ModuleNotFoundError: No module named 'jinja2'"):
+        render_chat("x", CONVERSATION)
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TargetMissing, match="cannot be used: no module named jinja2") as refusal:
+        render_chat("x", CONVERSATION)
+    assert refusal.value.hint == "pip install jinja2"
