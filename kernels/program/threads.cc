@@ -42,8 +42,10 @@ uint32_t run_of(uint64_t count) { return uint32_t(count >> 32); }
 
 uint64_t counted(uint32_t run, uint32_t count) { return uint64_t(run) << 32 | count; }
 
-// Runs are numbered around the clock.
+// Runs are numbered around the clock, so only those less than half a turn apart can be compared.
 bool is_later(uint32_t run, uint32_t than) { return int32_t(run - than) > 0; }
+
+constexpr uint32_t kQuarterTurn = uint32_t(1) << 30;
 
 }  // namespace
 
@@ -126,8 +128,20 @@ void Team::await(uint32_t run, size_t phase, size_t pieces) {
   asleep_.fetch_sub(1, std::memory_order_relaxed);
 }
 
+// So that a phase that no run needs for long does not look later than the run. Whoever is late in an earlier run finds
+// its phases done before and after: nobody but this thread changes them now.
+void Team::bring_phases_along() {
+  for (size_t i = 0; i < phase_count_; ++i) {
+    phases_[i].claimed.store(counted(run_, 0), std::memory_order_relaxed);
+    phases_[i].finished.store(counted(run_, 0), std::memory_order_relaxed);
+  }
+}
+
 void Team::run(unsigned active) {
   ++run_;
+  if (run_ % kQuarterTurn == 0) {
+    bring_phases_along();
+  }
   for (unsigned i = 1; i < active; ++i) {
     Member& member = members_[i];
     member.called_to.store(run_, std::memory_order_seq_cst);
@@ -159,9 +173,12 @@ void* Team::live(void* pointer) {
   }
 }
 
-bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context) {
+bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context,
+                 uint32_t runs_before) {
   body_ = body;
   context_ = context;
+  run_ = runs_before;
+  phase_count_ = phases;
   spin_nanoseconds_ = uint64_t(spin_microseconds) * 1000;
   members_ = new (std::nothrow) Member[count];
   phases_ = new (std::nothrow) Phase[phases];

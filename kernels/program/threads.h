@@ -27,8 +27,9 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   // Starts count - 1 threads that share `phases` phases a run and execute `body`; the caller of run() is the first
-  // member. False if the system gives no thread or no memory.
-  bool start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context);
+  // member. False if the system gives no thread or no memory. `runs_before`: as if there had been so many; for tests.
+  bool start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context,
+             uint32_t runs_before = 0);
 
   unsigned count() const { return count_; }
 
@@ -65,12 +66,14 @@ class Team {
   };
 
   static void* live(void* member);
+  void bring_phases_along();
   bool is_done(uint32_t run, const Phase& phase, size_t pieces) const;
 
   template <typename Condition>
   bool spin_until(const Condition& condition) const;
 
   Phase* phases_ = nullptr;
+  size_t phase_count_ = 0;
   Member* members_ = nullptr;
   Body body_ = nullptr;
   void* context_ = nullptr;
