@@ -13,7 +13,8 @@ from edgekit.errors import DoesNotFit
 from edgekit.graph import build_graph
 from edgekit.passes import lower
 from edgekit.plan import Plan, default_context, make_plan
-from edgekit.quantize import QuantGraph, assign
+from edgekit.portable import stored_bytes
+from edgekit.quantize import QuantGraph, assign, codes_bytes
 from edgekit.scheme import Recipe
 from edgekit.target import HOST, Target, load_target
 from edgekit.units import Bytes
@@ -57,8 +58,22 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> Bytes:
-        """Space that compiling takes in the cache: weights in float32, and as codes of a byte each, twice."""
-        return Bytes(6 * self.checkpoint.parameters)
+        """Space that compiling takes in the cache: weights in float32, as codes, and in the self-test's graph."""
+        codes = sum(codes_bytes(scheme, *self._sizes(name)) for name, scheme in self.quant.schemes.items())
+        return Bytes(4 * self.checkpoint.parameters + codes + self.onnx_bytes)
+
+    @property
+    def onnx_bytes(self) -> Bytes:
+        """Space that the weights take in standard ONNX."""
+        return Bytes(sum(stored_bytes(scheme, *self._sizes(name)) for name, scheme in self.quant.schemes.items()))
+
+    def output_bytes(self, engine: str) -> Bytes:
+        """Space that the bundle's weights take; tokenizer, probe and runner are small."""
+        return self.plan.weights_bytes if engine == "native" else self.onnx_bytes
+
+    def _sizes(self, name: str) -> tuple[int, int]:
+        n, k = self.checkpoint.decoder.tensor_shapes()[name]
+        return n, k
 
 
 def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None) -> Forecast:
@@ -79,8 +94,8 @@ def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | No
     return Forecast(checkpoint, quant, target, plan, predicted)
 
 
-def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path) -> None:
-    """Nothing, if the model fits its target and this machine can compile it.
+def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, output: Path, engine: str) -> None:
+    """Nothing, if the model fits its target, and this machine can compile it and hold the bundle `output`.
 
     Raises:
         DoesNotFit: it does not.
@@ -95,10 +110,20 @@ def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path) -> N
             f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
             hint="a --context that is shorter takes less",
         )
-    cache_root.mkdir(parents=True, exist_ok=True)
-    free = Bytes(shutil.disk_usage(cache_root).free)
-    if found.disk_bytes > free:
-        raise DoesNotFit(
-            f"compiling takes {found.disk_bytes} in {cache_root} and {free} are free",
-            hint="free some, or set EDGEKIT_CACHE to a folder with more",
-        )
+    _check_disks(((cache_root, found.disk_bytes), (output.parent, found.output_bytes(engine))))
+
+
+def _check_disks(takes: tuple[tuple[Path, Bytes], tuple[Path, Bytes]]) -> None:
+    """Whether the cache's folder and the bundle's have room for what goes there, also where both are on one disk."""
+    (cache, working), (output, written) = takes
+    for folder, _ in takes:
+        folder.mkdir(parents=True, exist_ok=True)
+    if cache.stat().st_dev == output.stat().st_dev:
+        takes = ((cache, Bytes(working + written)), (output, written))
+    for folder, size in takes:
+        free = Bytes(shutil.disk_usage(folder).free)
+        if size > free:
+            raise DoesNotFit(
+                f"compiling takes {size} in {folder} and {free} are free",
+                hint="free some, set EDGEKIT_CACHE to a folder with more, or choose another place with -o",
+            )

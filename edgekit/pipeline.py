@@ -25,6 +25,7 @@ from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
 from edgekit.reference import Progress, open_reference, part_of, probe_ids, tokenizer_file
 from edgekit.scheme import Recipe, parse_recipe
 from edgekit.selftest import Agreement, Trial, native_trial, onnx_trial, try_model
+from edgekit.target import HOST, load_target
 from edgekit.tokenizer import pack_tokenizer
 from edgekit.units import Bytes
 
@@ -74,7 +75,7 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context)
         on_forecast(found)
-        check_fit(found, order.most_memory, cache.root)
+        check_fit(found, order.most_memory, cache.root, order.output, order.engine)
         if order.engine == "native":
             check_native(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
@@ -191,8 +192,9 @@ def check_native(found: Forecast) -> None:
     """Nothing, if the native engine has what it takes. Writing would find out too, but late.
 
     Raises:
-        TargetMissing: there is no runner for the target.
+        TargetMissing: there is no runner for the target, or none for this machine, which tries the bundle.
         Unsupported, Damaged: a tokenizer that the runner would not do exactly, or none.
     """
-    find_runner(found.target.triple)
+    for triple in (found.target.triple, load_target(HOST).triple):
+        find_runner(triple)
     pack_tokenizer(tokenizer_file(found.checkpoint))

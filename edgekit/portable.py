@@ -26,6 +26,7 @@ import onnx_ir.passes.common
 
 from edgekit.onnx_files import Progress, save_model
 from edgekit.quantize import QuantGraph, QuantTensor
+from edgekit.scheme import Scheme
 
 UInt8 = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[Any]
@@ -83,6 +84,17 @@ def portable_onnx(
     save_model(portable.model, path, shared=portable.shared, progress=progress)
 
 
+def stored_bytes(scheme: Scheme, n: int, k: int) -> int:
+    """Bytes of a matrix (n, k) in the file: its codes and their scales, or its floats."""
+    if scheme.is_float:
+        return n * k * scheme.bits // 8
+    return n * k * _stored_bits(scheme, n) // 8 + 2 * n * scheme.groups(k)
+
+
+def _stored_bits(scheme: Scheme, n: int) -> int:
+    return 8 if scheme.bits == 8 or n % 2 else 4
+
+
 class _Portable:
     """Rewrites a copy of a graph, matrix by matrix. `shared` names initializers that are the bytes of another."""
 
@@ -117,7 +129,7 @@ class _Portable:
     def store_codes(self, value: ir.Value, tensor: QuantTensor) -> None:
         """Codes and scales, dequantized where they are read."""
         n, k = tensor.shape
-        stored = _Stored(tensor, 8 if tensor.scheme.bits == 8 or n % 2 else 4)
+        stored = _Stored(tensor, _stored_bits(tensor.scheme, n))
         size = (tensor.scheme.groups(k), n)
         scales = self.initializer(f"{value.name}.scales", size, ir.DataType.BFLOAT16, stored.scales)
         for node, index in list(value.uses()):

@@ -187,6 +187,11 @@ def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directo
     return replace(quant, tensors=tensors, vectors=vectors, errors=errors)
 
 
+def codes_bytes(scheme: Scheme, n: int, k: int) -> int:
+    """Bytes of a matrix (n, k) as `quantize` writes it: codes of one byte or floats, and scales of two bytes."""
+    return n * (k * _stored_type(scheme).itemsize + 2 * _groups(scheme, k))
+
+
 def widen_bf16(bits: UInt16) -> Float32:
     """The float32 values of bf16 numbers given by their bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

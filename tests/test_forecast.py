@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from edgekit import forecast as module
+from edgekit.engines.onnxruntime import read_model, write_model
 from edgekit.errors import DoesNotFit
 from edgekit.forecast import check_fit, forecast
+from edgekit.quantize import quantize
 from edgekit.scheme import parse_recipe
 from edgekit.target import Rate
 from edgekit.testing import make_checkpoint
@@ -24,14 +26,53 @@ def test_a_model_too_large_for_its_target_is_refused(checkpoint, tmp_path):
     assert found.fits
     small = replace(found, target=replace(found.target, memory=Bytes(1000)))
     with pytest.raises(DoesNotFit, match=r"the model takes .* and rpi-zero2w has 1000 B"):
-        check_fit(small, None, tmp_path)
+        check_fit(small, None, tmp_path, tmp_path / "out", "native")
 
 
-def test_a_full_disk_is_noticed_before_it_starts(checkpoint, tmp_path, monkeypatch):
+def free_bytes(monkeypatch, sizes):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, sizes[path.name]))
+
+
+@pytest.mark.parametrize(("cache", "there", "full"), [(1, 1 << 40, "cache"), (1 << 40, 1, "there")])
+def test_a_full_disk_is_noticed_before_it_starts(checkpoint, tmp_path, monkeypatch, cache, there, full):
     found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(DoesNotFit, match=r"and 1 B are free"):
-        check_fit(found, None, tmp_path)
+    free_bytes(monkeypatch, {"cache": cache, "there": there})
+    with pytest.raises(DoesNotFit, match=rf"in .*/{full} and 1 B are free"):
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+
+
+def test_a_disk_that_holds_both_the_cache_and_the_bundle_needs_room_for_both(checkpoint, tmp_path, monkeypatch):
+    found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
+    both = found.disk_bytes + found.plan.weights_bytes
+    free_bytes(monkeypatch, {"cache": both, "there": both})
+    check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+    free_bytes(monkeypatch, {"cache": both - 1, "there": both - 1})
+    with pytest.raises(DoesNotFit, match="cache and"):
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+
+
+# Float32 once; codes as the cache keeps them; codes as standard ONNX has them, and scales of 2 bytes a group with both.
+@pytest.mark.parametrize(
+    ("recipe", "bytes_each"),
+    [("f32", 4 + 4 + 4), ("f16", 4 + 2 + 2), ("q8g32", 4 + 1 + 1 + 4 / 32), ("q4g32", 4 + 1 + 0.5 + 4 / 32)],
+)
+def test_the_disk_that_compiling_takes_follows_the_scheme(checkpoint, recipe, bytes_each):
+    found = forecast(checkpoint, "host", parse_recipe(recipe), context=None)
+    # Norms are vectors: kept in float32 once, which is the slack.
+    assert found.disk_bytes == pytest.approx(bytes_each * found.checkpoint.parameters, rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", ["f32", "f16", "q8g32", "q4g32", "t2g32"])
+def test_what_is_written_takes_the_space_that_was_foreseen(checkpoint, tmp_path, recipe):
+    found = forecast(checkpoint, "host", parse_recipe(recipe), context=None)
+    quant = quantize(found.quant.graph, found.checkpoint, parse_recipe(recipe), directory=tmp_path)
+    codes = sum(tensor.codes.nbytes + tensor.scales.nbytes for tensor in quant.tensors.values())
+    assert found.disk_bytes == 4 * found.checkpoint.parameters + codes + found.onnx_bytes
+    write_model(quant, tmp_path, probe=b"", bos=None, eos=(0,))
+    written = read_model(tmp_path / "model.onnx").weights_bytes
+    # On top come 5 norms of 64, cosine and sine of 64 positions and 8 frequencies, and some indices.
+    vectors = 4 * (5 * 64 + 2 * 64 * 8)
+    assert found.onnx_bytes + vectors <= written < found.onnx_bytes + vectors + 512
 
 
 def test_a_forecast_reads_no_weights(checkpoint, tmp_path):

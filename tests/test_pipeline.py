@@ -169,6 +169,19 @@ def test_a_missing_runner_is_noticed_before_anything_takes_long(order, cache, mo
     assert stages == []
 
 
+def test_a_missing_runner_of_this_machine_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):
+    runner = tmp_path / "runners" / "aarch64-linux-musl" / "edgekit-run"
+    runner.parent.mkdir(parents=True)
+    runner.touch()
+    host = pipeline.load_target("host")
+    monkeypatch.setattr(pipeline, "load_target", lambda name: replace(host, triple="riscv64-linux-musl"))
+    monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path / "runners"))
+    stages = []
+    with pytest.raises(TargetMissing, match="there is no edgekit-run for riscv64-linux-musl"):
+        compiled(replace(order, target="rpi5"), cache, stages)
+    assert stages == []
+
+
 def test_a_bundle_of_another_checkpoint_is_known_as_such(order, cache, tmp_path):
     compiled(order, cache)
     other = open_checkpoint(make_checkpoint(tmp_path / "other", context=64, seed=1))
