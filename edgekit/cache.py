@@ -104,14 +104,20 @@ def user_cache() -> Cache:
     """The cache of the person who runs this.
 
     Raises:
-        UsageError: EDGEKIT_CACHE_BYTES is not a number.
+        UsageError: EDGEKIT_CACHE_BYTES is not a number, or nothing names a folder and the person has no home.
     """
     root = os.environ.get("EDGEKIT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     limit = os.environ.get("EDGEKIT_CACHE_BYTES", str(int(DEFAULT_LIMIT)))
     if not limit.isdecimal():
         raise UsageError(f"EDGEKIT_CACHE_BYTES is '{limit}', not a number of bytes", hint="for example 20000000000")
-    return Cache(Path(root) if root else Path(base).expanduser() / "edgekit", Bytes(limit))
+    try:
+        folder = Path(root) if root else Path(base).expanduser() / "edgekit"
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no home folder for a cache in {base}", hint="set EDGEKIT_CACHE to a folder"
+        ) from error
+    return Cache(folder, Bytes(limit))
 
 
 def folder_bytes(folder: Path) -> Bytes:

@@ -111,6 +111,17 @@ def test_the_folder_comes_from_the_environment(monkeypatch):
     assert user_cache().root == Path("~/.cache/edgekit").expanduser()
 
 
+def test_without_a_home_the_environment_must_name_the_folder(monkeypatch):
+    for name in ("EDGEKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2_000_000_000)  # of nobody in passwd, as in a container
+    with pytest.raises(UsageError, match=r"there is no home folder for a cache in ~/\.cache") as refusal:
+        user_cache()
+    assert refusal.value.hint == "set EDGEKIT_CACHE to a folder"
+    monkeypatch.setenv("EDGEKIT_CACHE", "/there")
+    assert user_cache().root == Path("/there")
+
+
 def test_the_size_limit_comes_from_the_environment(monkeypatch):
     monkeypatch.delenv("EDGEKIT_CACHE_BYTES", raising=False)
     assert user_cache().limit == DEFAULT_LIMIT == 20 * 2**30

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from edgekit.cli import main
-from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_table
+from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_json, show_pairs, show_table
 from edgekit.errors import UsageError
 from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
@@ -83,6 +84,10 @@ def test_every_command_has_a_help_of_its_own(name):
         (["eval", "/nowhere"], 2, "/nowhere is not a bundle", "edgekit compile"),
         (["bench", "/nowhere", "-o", "html"], 2, "'html' is not one of 'table', 'json'", "bench --help"),
         (["targets", "--colour"], 2, "No such option", "targets --help"),
+        (["run", "x", "-p", "x", "--timeout", "inf"], 2, "inf is not in the range 0<x<=604800", "run --help"),
+        (["run", "x", "-p", "x", "--timeout", "nan"], 2, "nan is not a finite number", "run --help"),
+        (["run", "x", "-p", "x", "--top-p", "nan"], 2, "nan is not a finite number", "run --help"),
+        (["run", "x", "-p", "x", "--temperature", "inf"], 2, "inf is not a finite number", "run --help"),
         (["deploy"], 2, "No such command 'deploy'", "--help"),
         (["compile", "--target", "host", "--max-ram", "lots"], 2, "'lots' is not a size", "for example 8G"),
     ],
@@ -381,6 +386,44 @@ def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, 
     assert "edgekit: interrupted" in said and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
     assert not list((tmp_path / "cache").glob(".unfinished-*"))
+
+
+def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "edgekit", "targets"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "edgekit: interrupted\n")
+
+
+def test_the_installed_command_is_the_module():
+    done = subprocess.run([sys.executable, "-m", "edgekit", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: edgekit [OPTIONS] COMMAND")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"edgekit": "edgekit.__main__:main"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_path_that_is_not_utf_8_is_escaped_in_json_and_cleaned_in_a_table(monkeypatch, encoding):
+    path = os.fsdecode(b"caf\xe9\xc3\xa9")
+    for function, value in ((show_json, {path: path}), (show_pairs, [(path, path)]), (show_table, ([path], [[path]]))):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr("sys.stdout", stdout)
+        function(*value) if function is show_table else function(value)
+        stdout.flush()
+        text = stdout.buffer.getvalue().decode(encoding)
+        if function is show_json:
+            assert json.loads(text) == value
+        else:
+            assert text.count("caf" + ("\u00e9" if encoding == "utf-8" else "\\xe9")) == 2
+
+
+def test_a_bundle_in_a_folder_whose_name_is_not_utf_8_is_inspected(copy, tmp_path):
+    broken = copy.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    done = subprocess.run([*COMMAND_LINE, "inspect", broken, "--json"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == broken.name
 
 
 def test_a_reader_that_has_enough_is_no_error():

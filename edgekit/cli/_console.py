@@ -21,9 +21,20 @@ _LINE_EVERY = Seconds(10)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def show_json(value: object) -> None:
+def show(text: str, *, newline: bool = True) -> None:
+    """`text` on stdout; characters that stdout has no bytes for, such as those of a broken file name, as escapes."""
+    encoding = sys.stdout.encoding
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=newline)
+
+
+def show_json(value: object, *, indent: int | None = 2) -> None:
     """`value` as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    click.echo(text)
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -36,14 +47,14 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
             text.rjust(width) if is_right else text.ljust(width)
             for text, width, is_right in zip(line, widths, right, strict=True)
         )
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def show_pairs(pairs: Sequence[tuple[str, object]]) -> None:
     """One name and value a line, on stdout."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        click.echo(f"{name.ljust(width)}  {printable(str(value))}")
+        show(f"{name.ljust(width)}  {printable(str(value))}")
 
 
 def say(text: str) -> None:

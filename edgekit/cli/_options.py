@@ -1,10 +1,25 @@
 """Options that several commands share, written once."""
 
+import math
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from edgekit.measure import DEFAULT_TIMEOUT
+
+_MOST_SECONDS: Final = 7 * 24 * 3600
+
+
+class FiniteRange(click.FloatRange):
+    """click's, without infinity and what is not a number: the latter lies within any range, as it compares."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 bundle = click.argument("bundle", type=click.Path(path_type=Path))
 device = click.option(
@@ -12,7 +27,7 @@ device = click.option(
 )
 timeout = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(0, _MOST_SECONDS, min_open=True),
     default=float(DEFAULT_TIMEOUT),
     show_default=True,
     metavar="SECONDS",

@@ -1,8 +1,7 @@
 """`edgekit bench`: how fast a bundle reads and writes on a device, in the rows that llama-bench made known."""
 
 import csv
-import json
-import sys
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import click
 
 from edgekit.bundle import Bundle, open_bundle
 from edgekit.cli import _options
-from edgekit.cli._console import parse_counts, say, show_json, show_table, warn
+from edgekit.cli._console import parse_counts, say, show, show_json, show_table, warn
 from edgekit.device import open_device
 from edgekit.errors import UsageError
 from edgekit.measure import BenchRow, Measurement, open_runner
@@ -124,21 +123,23 @@ def _show_table(records: Sequence[dict[str, object]]) -> None:
 def _show_markdown(records: Sequence[dict[str, object]]) -> None:
     headings, rows = _columns(records)
     for cells in (headings, ["---"] * len(headings), *rows):
-        click.echo(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+        show(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
 
 
 def _show_lines(records: Sequence[dict[str, object]]) -> None:
     for record in records:
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        show_json(record, indent=None)
 
 
 def _show_csv(records: Sequence[dict[str, object]]) -> None:
-    writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
     for record in records:
         samples = record["samples_seconds"]
         joined = " ".join(map(str, samples)) if isinstance(samples, list) else ""
         writer.writerow(record | {"samples_seconds": joined})
+    show(text.getvalue(), newline=False)
 
 
 _SHOW: dict[str, Callable[[Sequence[dict[str, object]]], None]] = {

@@ -6,7 +6,7 @@ import click
 
 from edgekit.bundle import open_bundle
 from edgekit.cli import _options
-from edgekit.cli._console import say, show_json, warn
+from edgekit.cli._console import say, show, show_json, warn
 from edgekit.device import open_device
 from edgekit.errors import UsageError
 from edgekit.measure import Generation, Resources, Sampling, open_runner
@@ -19,14 +19,14 @@ from edgekit.units import Seconds
 @_options.device
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="Text to continue.")
 @click.option("-n", "--tokens", type=click.IntRange(1), default=128, show_default=True, help="Most tokens to add.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--temperature", type=_options.FiniteRange(0), default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="Likeliest tokens kept; 0: all.")
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="Probability kept."
+    "--top-p", type=_options.FiniteRange(0, 1, min_open=True), default=0.95, show_default=True, help="Probability kept."
 )
 @click.option(
     "--repetition-penalty",
-    type=click.FloatRange(0, min_open=True),
+    type=_options.FiniteRange(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Divides the logits of tokens seen before; 1: off.",
@@ -80,7 +80,7 @@ def command(
 
 
 def _stream(piece: str) -> None:
-    click.echo(piece, nl=False)
+    show(piece, newline=False)
 
 
 def _as_json(found: Generation) -> dict[str, object]:
