@@ -17,6 +17,7 @@ from edgekit.cores import known_features
 from edgekit.engines import check_engine
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
+from edgekit.errors import Damaged, UsageError
 from edgekit.forecast import Forecast, check_fit, forecast
 from edgekit.graph import build_graph
 from edgekit.measure import Measurement
@@ -89,9 +90,21 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
 
 
 def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
-    """True if the bundle was compiled from this checkpoint."""
-    # The digest does not depend on the context, and the bundle's recipe is written in full.
-    quant = assign(build_graph(checkpoint, context=1), parse_recipe(bundle.recipe))
+    """True if the bundle was compiled from this checkpoint.
+
+    Raises:
+        Damaged: the bundle's recipe is none.
+        Unsupported: it has a scheme or method that is not known.
+    """
+    try:
+        recipe = parse_recipe(bundle.recipe)
+    except UsageError as error:
+        raise Damaged(f"manifest.json of {bundle.name}: {error.message}", hint="compile it again") from error
+    try:
+        # The digest does not depend on the context, and the bundle's recipe is written in full.
+        quant = assign(build_graph(checkpoint, context=1), recipe)
+    except UsageError:
+        return False  # a pattern that matches no matrix of this checkpoint
     return quant.made_from == bundle.made_from
 
 

@@ -118,17 +118,24 @@ def _head_for(default: Scheme) -> Scheme:
 def _recipe(default: str, entries: list[tuple[str, str]], method: str) -> Recipe:
     scheme = parse_scheme(default)
     schemes: dict[str, Scheme] = {}
-    for pattern, name in entries:
+    for written, name in entries:
+        pattern = written.removesuffix(".weight")
+        # So that the recipe as text, which a bundle keeps, is read as the same recipe.
+        if not pattern or pattern != pattern.strip() or "," in pattern or "=" in pattern:
+            raise UsageError(
+                f"'{written}' in the recipe is not a pattern",
+                hint="the name of a matrix with * and ?, without commas, equals signs and outer spaces",
+            )
         if pattern in schemes:
             raise UsageError(f"the recipe names '{pattern}' twice")
         schemes[pattern] = parse_scheme(name)
     head = schemes.pop("head", None) or _head_for(scheme)
-    rules = (Rule(pattern.removesuffix(".weight"), rule, method) for pattern, rule in schemes.items())
+    rules = (Rule(pattern, rule, method) for pattern, rule in schemes.items())
     return Recipe(scheme, head, method, tuple(rules))
 
 
-def parse_recipe(text: str) -> Recipe:
-    """The recipe `SCHEME[,head=SCHEME][,PATTERN=SCHEME...]`, or the one in the TOML file that `text` names.
+def find_recipe(text: str) -> Recipe:
+    """The recipe in the .toml file that `text` names, or that `text` is, as `parse_recipe` reads it.
 
     The file holds `scheme`, optionally `method`, `head`, and a table `[tensors]` of pattern = scheme.
 
@@ -136,8 +143,16 @@ def parse_recipe(text: str) -> Recipe:
         UsageError: not of that form.
         Unsupported: an unknown scheme.
     """
-    if text.endswith(".toml"):
-        return _read_recipe(Path(text))
+    return _read_recipe(Path(text)) if text.endswith(".toml") else parse_recipe(text)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe `SCHEME[,head=SCHEME][,PATTERN=SCHEME...]`. Opens no file: the text may be a stranger's.
+
+    Raises:
+        UsageError: not of that form.
+        Unsupported: an unknown scheme.
+    """
     default, *rest = [part.strip() for part in text.split(",")]
     entries = []
     for part in rest:

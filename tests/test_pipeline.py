@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from edgekit import pipeline
 from edgekit.bundle import open_bundle, verify_bundle
 from edgekit.cache import Cache
 from edgekit.checkpoint import open_checkpoint
-from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, UsageError
+from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
 from edgekit.pipeline import Order, build, forecast, is_made_from
 from edgekit.scheme import parse_recipe
 from edgekit.testing import make_checkpoint
@@ -53,6 +54,27 @@ def test_a_bundle_that_was_compiled_is_whole_and_says_what_it_is(order, cache):
     assert bundle.coherence == outcome.measurement.coherence
     assert outcome.agreement.relative_error <= outcome.agreement.tolerance
     assert is_made_from(open_checkpoint(order.model), bundle)
+
+
+def test_a_checkpoint_without_what_the_recipe_names_is_another(order, cache, tmp_path):
+    compiled(replace(order, recipe=parse_recipe("q4g32,model.layers.1.*=q8g32")), cache)
+    bundle = open_bundle(order.output)
+    assert is_made_from(open_checkpoint(order.model), bundle)
+    shallow = make_checkpoint(tmp_path / "shallow", context=64, layers=1)
+    assert not is_made_from(open_checkpoint(shallow), bundle)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "message"),
+    [
+        ("q4g32,head", Damaged, "manifest.json of .*: 'head' in the recipe is not PATTERN=SCHEME"),
+        ("/dev/stdin.toml", Unsupported, "unknown scheme '/dev/stdin.toml'"),
+    ],
+)
+def test_the_recipe_of_a_manifest_is_a_strangers_text(order, recipe, kind, message):
+    bundle = SimpleNamespace(name="b", recipe=recipe, made_from="0" * 64)
+    with pytest.raises(kind, match=message):
+        is_made_from(open_checkpoint(order.model), bundle)
 
 
 def test_a_float_recipe_keeps_every_top_token(order, cache):

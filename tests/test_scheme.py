@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import Unsupported, UsageError
-from edgekit.scheme import GROUPS, Scheme, parse_recipe, parse_scheme
+from edgekit.scheme import GROUPS, Scheme, find_recipe, parse_recipe, parse_scheme
 
 FORMATS = ("q8", "q4", "q3", "q2", "t2")
 DOWN = "model.layers.3.mlp.down_proj.weight"
@@ -95,7 +95,7 @@ def test_a_recipe_is_written_as_it_is_read() -> None:
 def test_a_recipe_file_says_the_same_as_the_string(tmp_path: Path) -> None:
     file = tmp_path / "small.toml"
     file.write_text('scheme = "q2g64"\nmethod = "rtn"\nhead = "q4g64"\n[tensors]\n"*.down_proj" = "q4g64"\n')
-    assert parse_recipe(str(file)) == parse_recipe("q2g64,head=q4g64,*.down_proj=q4g64")
+    assert find_recipe(str(file)) == parse_recipe("q2g64,head=q4g64,*.down_proj=q4g64")
 
 
 @pytest.mark.parametrize("text", ["q4g64,head", "q4g64,=q4g64", "q4g64,head=", "q4g64,"])
@@ -126,6 +126,34 @@ def test_a_recipe_file_that_makes_no_sense_is_refused(tmp_path: Path, content: s
     file = tmp_path / "bad.toml"
     file.write_text(content)
     with pytest.raises(UsageError, match=message):
+        find_recipe(str(file))
+
+
+@pytest.mark.parametrize("pattern", ["a,b", "a=b", " a", "a ", "", ".weight", "a,head=q2g32"])
+def test_a_pattern_that_the_text_of_the_recipe_could_not_hold_is_refused(tmp_path: Path, pattern: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(f'scheme = "q4g64"\n[tensors]\n"{pattern}" = "q4g64"\n')
+    with pytest.raises(UsageError, match="in the recipe is not a pattern"):
+        find_recipe(str(file))
+
+
+def test_a_pattern_named_twice_is_refused_also_by_the_weights_name() -> None:
+    with pytest.raises(UsageError, match="names 'x' twice"):
+        parse_recipe("q4g64,x=q4g64,x.weight=q8g64")
+
+
+@pytest.mark.parametrize("patterns", [["*.down_proj.weight", "*.up_proj"], ["head"], ["model.layers.[01].*", "é"]])
+def test_the_text_of_a_recipe_from_a_file_is_read_as_the_same(tmp_path: Path, patterns: list[str]) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('scheme = "q2g64"\n[tensors]\n' + "".join(f'"{pattern}" = "q8g32"\n' for pattern in patterns))
+    recipe = find_recipe(str(file))
+    assert parse_recipe(str(recipe)) == recipe
+
+
+def test_the_text_of_a_recipe_never_opens_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('scheme = "q2g64"\n')
+    with pytest.raises(Unsupported, match="unknown scheme"):
         parse_recipe(str(file))
 
 
@@ -133,9 +161,9 @@ def test_a_recipe_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is not TOML"):
-        parse_recipe(str(file))
+        find_recipe(str(file))
 
 
 def test_a_missing_recipe_file_is_named() -> None:
     with pytest.raises(UsageError, match=r"cannot read the recipe nowhere/r\.toml: No such file"):
-        parse_recipe("nowhere/r.toml")
+        find_recipe("nowhere/r.toml")

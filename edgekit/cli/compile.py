@@ -12,7 +12,7 @@ from edgekit.engines import ENGINES
 from edgekit.forecast import Forecast
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
-from edgekit.scheme import parse_recipe
+from edgekit.scheme import find_recipe
 from edgekit.units import Bytes, rounded
 
 
@@ -49,7 +49,7 @@ def command(
     order = Order(
         model=source,
         target=target,
-        recipe=parse_recipe(recipe),
+        recipe=find_recipe(recipe),
         output=output or Path(f"{source.resolve().name}-{target}"),
         engine=engine,
         context=context,

@@ -11,7 +11,7 @@ from edgekit.errors import DoesNotFit
 from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, forecast
 from edgekit.reference import embedded_model
-from edgekit.scheme import parse_recipe
+from edgekit.scheme import find_recipe
 from edgekit.units import Bytes, Seconds, rounded
 
 
@@ -29,7 +29,7 @@ def command(
 
     Without MODEL it is the checkpoint that comes with edgekit. Speeds are predictions, not measurements.
     """
-    found = forecast(model or embedded_model(), target, parse_recipe(recipe), context=context)
+    found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context)
     for note in (*found.quant.notes, *found.predicted.notes):
         warn(note)
     if as_json:
