@@ -14,6 +14,7 @@ from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, make_probe
 from edgekit.cores import known_features
+from edgekit.disk import writing
 from edgekit.engines import check_engine
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
@@ -126,7 +127,8 @@ def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> by
             probe = make_probe(
                 session, ids, context=context, begin=begin, continuations=continuations, on_progress=report
             )
-            (folder / "probe").write_bytes(probe)
+            with writing(folder / "probe"):
+                (folder / "probe").write_bytes(probe)
         return probe
     return (done / "probe").read_bytes()
 

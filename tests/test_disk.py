@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
+from edgekit.cli import main
 from edgekit.disk import NO_SPACE, reserve, writing
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
@@ -81,6 +83,26 @@ def test_codes_have_their_place_on_the_disk_before_one_is_written(
         quantized(checkpoint, tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path / "model.embed_tokens.weight.codes.npy")
+
+
+def test_a_compile_on_a_full_disk_says_so_and_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    arguments = ["compile", str(checkpoint.path), "--target", "host", "-o", str(tmp_path / "out" / "bundle")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 9
+    *_, sentence, hint = done.stderr.splitlines()
+    assert sentence.startswith("edgekit: no space left to write ") and sentence.endswith(
+        "embed_tokens.weight.codes.npy"
+    )
+    assert hint == "hint: free some, set EDGEKIT_CACHE, or choose another place with -o"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 def test_a_reserved_file_has_blocks_for_all_its_bytes(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def _file_error(error: OSError) -> EdgekitError:
     """What the operating system refused, as a sentence; an error without a file is ours, and stays as it is."""
     if error.errno in NO_SPACE:
         return DoesNotFit(
-            f"no space left to write {error.filename or 'a file'}", hint="free some, or set EDGEKIT_CACHE"
+            f"no space left to write {error.filename or 'a file'}",
+            hint="free some, set EDGEKIT_CACHE, or choose another place with -o",
         )
     if error.filename is None:
         raise error
