@@ -100,6 +100,17 @@ uint64_t sum_range(const uint64_t* words, size_t count) {
   return total;
 }
 
+// Also when the system does not start one of them: std::thread then throws.
+struct JoinedThreads {
+  std::vector<std::thread> members;
+
+  ~JoinedThreads() {
+    for (std::thread& member : members) {
+      member.join();
+    }
+  }
+};
+
 }  // namespace
 
 Machine read_machine() {
@@ -164,13 +175,12 @@ double measure_read_ceiling(uint32_t threads) {
   double best = 0;
   for (int pass = 0; pass < kReadPasses; ++pass) {
     const double start = seconds_now();
-    std::vector<std::thread> team;
-    for (uint32_t i = 1; i < threads; ++i) {
-      team.emplace_back([&, i] { sums[i * 8] += sum_range(words + i * share, share); });
-    }
-    sums[0] += sum_range(words, share);
-    for (std::thread& member : team) {
-      member.join();
+    {
+      JoinedThreads team;
+      for (uint32_t i = 1; i < threads; ++i) {
+        team.members.emplace_back([&, i] { sums[i * 8] += sum_range(words + i * share, share); });
+      }
+      sums[0] += sum_range(words, share);
     }
     best = std::max(best, static_cast<double>(share * threads * sizeof(uint64_t)) / (seconds_now() - start));
   }

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <new>
 
 #include "failure.h"
@@ -93,5 +94,8 @@ int main(int count, char** words) {
     return report(failure);
   } catch (const std::bad_alloc&) {
     return report({kDoesNotFit, "there is not enough memory", "a smaller --context takes less"});
+  } catch (const std::exception& error) {
+    return report({kInternal, std::string("the work could not go on: ") + error.what(),
+                   "fewer --threads take less of the system; if that does not help, please report this"});
   }
 }
