@@ -14,6 +14,13 @@ constexpr size_t kMostPromptBytes = 16 << 20;
 constexpr uint64_t kMostTokens = 1 << 20;
 constexpr uint64_t kDefaultTokens = 128;
 
+// Takes away what ends the text where the tokenizer's template puts it after every text: the answer continues the text.
+void leave_open(Model& model, std::vector<uint32_t>* tokens) {
+  for (size_t i = model.tokenizer().ids_after_text(); i > 0 && model.ends_text(tokens->back()); --i) {
+    tokens->pop_back();
+  }
+}
+
 std::vector<uint32_t> read_prompt(const Arguments& arguments, Model* model) {
   const int given = (arguments.has("--prompt") ? 1 : 0) + (arguments.has("--prompt-file") ? 1 : 0) +
                     (arguments.has("--tokens") ? 1 : 0);
@@ -31,6 +38,9 @@ std::vector<uint32_t> read_prompt(const Arguments& arguments, Model* model) {
     const edgekit_status status = model->tokenizer().encode(text, !arguments.has("--raw"), &tokens, &error);
     if (status != EDGEKIT_OK) {
       fail(status, error, model->path());
+    }
+    if (!arguments.has("--raw")) {
+      leave_open(*model, &tokens);
     }
   }
   if (tokens.empty() && model->info().bos != EDGEKIT_NO_TOKEN) {
@@ -169,12 +179,15 @@ void generate(int count, char** words) {
   Printer printer(&model, json_path != "-", prompt);
   const size_t most = arguments.whole("-n", kDefaultTokens, 1, kMostTokens);
   Answer made = answer(prompt, most, model, &session, &sampler, &printer);
-  if (json_path.empty()) {
-    return;
-  }
   made.latency.load_seconds = model.load_seconds() + session.create_seconds();
   if (made.context_was_full) {
     measurement.warn("the context of " + std::to_string(session.context()) + " tokens was full before the end");
+  }
+  if (json_path.empty()) {
+    for (const std::string& warning : measurement.warnings()) {
+      std::fprintf(stderr, "edgekit-run: warning: %s\n", warning.c_str());
+    }
+    return;
   }
   measurement.finish();
   Json json;

@@ -36,16 +36,17 @@ double nearest_rank(std::vector<double> samples, double share) {
 }
 
 Measurement::Measurement(const Model& model, const Session& session)
-    : model_(model), session_(session), machine_(read_machine()), before_(read_clocks_and_temperatures()) {}
+    : model_(model), session_(session), machine_(read_machine()), before_(read_clocks_and_temperatures()) {
+  if (edgekit_program_fell_back(model_.program()) != 0) {
+    warn("this CPU does not run the planned kernels; slower ones took their place");
+  }
+}
 
 void Measurement::finish() {
   memory_ = read_process_memory();
   after_ = read_clocks_and_temperatures();
   if (machine_.emulated) {
     warn("emulated: time has no meaning here");
-  }
-  if (edgekit_program_fell_back(model_.program()) != 0) {
-    warn("this CPU does not run the planned kernels; slower ones took their place");
   }
   if (after_.throttled_now || after_.throttle_events > before_.throttle_events) {
     warn("the CPU was throttled");

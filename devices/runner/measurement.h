@@ -27,6 +27,9 @@ class Measurement {
   // A doubt found by a verb itself.
   void warn(const std::string& doubt) { warnings_.push_back(doubt); }
 
+  // What was found so far. Doubts about numbers come with finish().
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
   // Call once, when the work is done: reads clocks, temperatures and memory again.
   void finish();
 

@@ -29,6 +29,9 @@ class Tokenizer {
   edgekit_status encode(std::string_view text, bool with_template, std::vector<uint32_t>* ids,
                         edgekit_error* error) const;
 
+  // How many ids the template puts after a text.
+  size_t ids_after_text() const { return header_->after.count; }
+
   uint32_t vocab() const { return header_->vocab; }
   bool is_special(uint32_t id) const { return id < vocab() && (attributes_[id] & format::kSpecial); }
 

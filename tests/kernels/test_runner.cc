@@ -12,6 +12,7 @@
 #include "program/probe_format.h"
 #include "program_builder.h"
 #include "program_handles.h"
+#include "tokenizer_section.h"
 #include "verbs.h"
 
 namespace edgekit::testing {
@@ -181,6 +182,53 @@ TEST(generate_ends_when_the_context_is_full_and_says_so) {
   CHECK_THAT(tokens == 5, "%zu", tokens);
 }
 
+// What the verb writes to stderr.
+std::string errors_of(Folder* folder, Verb verb, const std::vector<std::string>& words) {
+  const std::string path = folder->name("errors");
+  std::fflush(stderr);
+  const int kept = dup(STDERR_FILENO);
+  if (kept < 0 || std::freopen(path.c_str(), "w", stderr) == nullptr) std::abort();
+  CHECK(run(verb, words).exit_code == 0);
+  std::fflush(stderr);
+  dup2(kept, STDERR_FILENO);
+  close(kept);
+  return read_file(path);
+}
+
+TEST(warnings_are_printed_where_no_report_carries_them) {
+  Files files;
+  const std::vector<std::string> words = {files.model, "--tokens", "1,2,3,4", "-n", "50", "--context", "8"};
+  CHECK(errors_of(&files.folder, runner::generate, words) ==
+        "edgekit-run: warning: the context of 8 tokens was full before the end\n");
+  CHECK(errors_of(&files.folder, runner::generate, {files.model, "--tokens", "1", "-n", "2"}).empty());
+}
+
+TEST(a_prompt_stays_open_where_the_template_ends_texts) {
+  SectionParts parts;
+  for (int id = 0; id < 100; id++) parts.tokens.emplace_back(1, static_cast<char>(id));
+  for (int id = 0; id < 100; id++) parts.byte_ids[static_cast<size_t>(id)] = static_cast<uint32_t>(id);
+  parts.before = {1};
+  parts.after = {7, 2};
+  Section section(parts);
+  const auto prompt_of = [&](const std::vector<uint32_t>& eos, std::vector<std::string> words) {
+    Files files([&](ProgramWriter* writer) {
+      writer->tokenizer.assign(section.data(), section.data() + section.size());
+      writer->eos = eos;
+    });
+    words.insert(words.begin(), files.model);
+    words.insert(words.end(), {"-n", "1", "--json", files.json});
+    const Failure failure = run(runner::generate, words);
+    CHECK_THAT(failure.exit_code == 0, "%s", failure.message.c_str());
+    const std::string json = read_file(files.json);
+    const size_t at = json.find("\"prompt_tokens\":");
+    return json.substr(at + 16, json.find(']', at) - at - 15);
+  };
+  CHECK(prompt_of({2}, {"--prompt", "\x05\x02"}) == "[1,5,2,7]");
+  CHECK(prompt_of({2, 7}, {"--prompt", "\x05\x02"}) == "[1,5,2]");
+  CHECK(prompt_of({3}, {"--prompt", "\x05"}) == "[1,5,7,2]");
+  CHECK(prompt_of({2}, {"--raw", "--prompt", "\x05\x02"}) == "[5,2]");
+}
+
 TEST(the_same_seed_gives_the_same_tokens_and_another_gives_others) {
   Files files;
   std::string found[3];
@@ -304,8 +352,8 @@ struct ProbeCase {
   ProbeCase(const Files& files, float sharpness, uint32_t top) {
     const std::vector<uint32_t> ids = {3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46};
     const std::vector<float> logits = files.logits_of(ids);
-    format::ProbeHeader header{};
-    header.version = format::kProbeVersion;
+    edgekit::format::ProbeHeader header{};
+    header.version = edgekit::format::kProbeVersion;
     header.sequences = 1;
     header.top = top;
     header.continuations = 1;
@@ -338,7 +386,7 @@ struct ProbeCase {
   }
 
   void score(const float* logits, size_t vocab, uint32_t token, float sharpness, uint32_t top,
-             format::ProbeHeader* header, std::vector<uint8_t>* body) {
+             edgekit::format::ProbeHeader* header, std::vector<uint8_t>* body) {
     std::vector<double> own(vocab), reference(vocab);
     double own_total = 0, reference_total = 0;
     for (size_t i = 0; i < vocab; i++) {
