@@ -21,7 +21,6 @@ void write_features(const char* name, uint64_t features, Json* json) {
       {EDGEKIT_CPU_NEON, "neon"},           {EDGEKIT_CPU_DOTPROD, "dotprod"},
       {EDGEKIT_CPU_I8MM, "i8mm"},           {EDGEKIT_CPU_AVX2, "avx2"},
       {EDGEKIT_CPU_AVX_VNNI, "avx_vnni"},   {EDGEKIT_CPU_AVX512_VNNI, "avx512_vnni"},
-      {EDGEKIT_CPU_AVX512_VBMI, "avx512_vbmi"},
   };
   json->key(name).open_list();
   for (const auto& feature : kNames) {

@@ -59,12 +59,8 @@ uint64_t detect() {
 
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;
   constexpr uint32_t kV4 = kF | kDq | kCd | kBw | kVl;
-  constexpr uint32_t kVbmi = 1u << 1, kVnni = 1u << 11;
-  const uint32_t leaf7_c = c;
-  if ((b & kV4) == kV4 && (saved & 0xe6) == 0xe6 && (leaf7_c & kVnni) != 0) {
-    features |= EDGEKIT_CPU_AVX512_VNNI;
-    if ((leaf7_c & kVbmi) != 0) features |= EDGEKIT_CPU_AVX512_VBMI;
-  }
+  constexpr uint32_t kVnni = 1u << 11;
+  if ((b & kV4) == kV4 && (saved & 0xe6) == 0xe6 && (c & kVnni) != 0) features |= EDGEKIT_CPU_AVX512_VNNI;
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4) != 0) features |= EDGEKIT_CPU_AVX_VNNI;
   return features;
 }

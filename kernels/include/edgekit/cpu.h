@@ -14,7 +14,6 @@ typedef enum edgekit_feature {
   EDGEKIT_CPU_AVX2 = 1 << 8,  // with fma and f16c
   EDGEKIT_CPU_AVX_VNNI = 1 << 9,
   EDGEKIT_CPU_AVX512_VNNI = 1 << 10,  // with f, bw, dq, vl
-  EDGEKIT_CPU_AVX512_VBMI = 1 << 11,
 } edgekit_feature;
 
 // Features that the CPU and the operating system both support. The environment variable EDGEKIT_ISA (an ISA word of
