@@ -55,10 +55,11 @@ def eos_ids(
                 hint="correct eos_token, or mark it special in tokenizer.json",
             )
         found.setdefault(special[content], f"eos_token '{content:.40}' in tokenizer_config.json")
+    known = set() if special is None else set(special.values())
     for token, source in found.items():
         if not 0 <= token < vocab:
             raise Damaged(f"{source} is outside the vocabulary of {vocab}", hint="correct it, or set it to null")
-        if special is not None and token not in special.values():
+        if special is not None and token not in known:
             raise Damaged(
                 f"{source} is not a special token of tokenizer.json: text would end at an ordinary word",
                 hint=f"correct it; special are {_listed(special)}",

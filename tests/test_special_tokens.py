@@ -1,6 +1,7 @@
 """The tokens that begin and end a text are found in every place that names them, and not believed unchecked."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer
 from edgekit.checkpoint import open_checkpoint
 from edgekit.errors import Damaged, EdgekitError, Unsupported
 from edgekit.reference import probe_ids, tokens_of
-from edgekit.special_tokens import bos_id
+from edgekit.special_tokens import bos_id, eos_ids
 from edgekit.testing import END_OF_TEXT, make_checkpoint
 from edgekit.tokenizer_json import read_tokenizer
 
@@ -164,3 +165,12 @@ def test_two_tokens_before_a_text_are_unsupported(directory):
     special_tokens = {END_OF_TEXT: {"ids": [0, 0]}}
     edit(directory / "tokenizer.json", post_processor=TEMPLATE | {"special_tokens": special_tokens})
     assert refusal(directory, Unsupported).message == "the tokenizer puts 2 tokens before a text"
+
+
+def test_many_end_of_text_ids_are_looked_up_and_not_searched_for():
+    special = {f"<{token}>": token for token in range(30_000)}
+    began = time.process_time()
+    with pytest.raises(Unsupported, match="the model has 30000 end-of-text ids"):
+        eos_ids({"eos_token_id": list(special.values())}, {}, {}, len(special), special)
+    # Some hundredths of a second; comparing each with all others takes ten.
+    assert time.process_time() - began < 2
