@@ -148,7 +148,7 @@ class Runner:
                 raise DeviceUnavailable(
                     f"the engine onnxruntime runs on this machine, not on '{device.name}'", hint="--device local"
                 )
-            command = shlex.join([sys.executable, "-m", "edgekit.engines.host"])
+            command = shlex.join([sys.executable, "-P", "-m", "edgekit.engines.host"])
             device.transport.write(f'#!/bin/sh\nexec {command} "$@"\n'.encode(), _PROGRAM, executable=True)
         device.transport.put(model, self._model)
 

@@ -86,9 +86,21 @@ def test_every_command_of_the_help_is_in_the_readme() -> None:
         assert f"edgekit {name}" in text, name
 
 
+def test_every_path_in_the_readme_exists() -> None:
+    paths = re.findall(r"`((?:edgekit|kernels|targets|devices|tests)/[\w./-]*)`", (ROOT / "README.md").read_text())
+    assert len(paths) >= 4
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
 def test_the_project_speaks_of_no_machine_path() -> None:
-    done = subprocess.run(["git", "grep", "-nIE", r"/(home|root|work)/[a-z]", "--", "."], cwd=ROOT, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        ["git", "grep", "-nIE", r"/(home|root|work)/[a-z]", "--", "."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 128:
         pytest.skip("not a git checkout")
     assert done.stdout == ""

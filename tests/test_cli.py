@@ -21,7 +21,7 @@ from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
 
 COMMANDS = ["bench", "compile", "estimate", "eval", "inspect", "run", "targets", "verify"]
-COMMAND_LINE = [sys.executable, "-m", "edgekit.cli"]
+COMMAND_LINE = [sys.executable, "-P", "-m", "edgekit.cli"]
 
 
 def run(*arguments, code=0):
@@ -391,13 +391,13 @@ def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, 
 def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_path):
     (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "edgekit", "targets"]
+    command = [sys.executable, "-P", "-m", "edgekit", "targets"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "edgekit: interrupted\n")
 
 
 def test_the_installed_command_is_the_module():
-    done = subprocess.run([sys.executable, "-m", "edgekit", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "edgekit", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: edgekit [OPTIONS] COMMAND")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]

@@ -1,4 +1,3 @@
-
 import pytest
 
 from edgekit.checkpoint import open_checkpoint
