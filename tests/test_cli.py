@@ -397,7 +397,9 @@ def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_p
 
 
 def test_the_installed_command_is_the_module():
-    done = subprocess.run([sys.executable, "-P", "-m", "edgekit", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "edgekit", "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: edgekit [OPTIONS] COMMAND")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
