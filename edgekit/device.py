@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from edgekit.errors import UsageError, one_of
+from edgekit.errors import TargetMissing, one_of
 from edgekit.target import load_target, target_names
 from edgekit.transports import Transport, connect
 
@@ -33,8 +33,8 @@ def open_device(name: str) -> Device:
     """The device called `name`, to be used in a `with` statement.
 
     Raises:
-        UsageError: no such device, or a target that qemu has no CPU for.
-        TargetMissing: the emulator, or the target, is not there.
+        UsageError: no such device.
+        TargetMissing: the emulator is not there, or has no CPU for the target.
     """
     kind, _, address = name.partition(":")
     if kind == "qemu":
@@ -46,7 +46,7 @@ def _emulated_cpu(target: str) -> str:
     """qemu's name of the target's CPU."""
     emulated = {name: cpu for name in target_names() if (cpu := load_target(name).qemu_cpu)}
     if target not in emulated:
-        raise UsageError(
+        raise TargetMissing(
             f"qemu emulates no target '{target}'", hint=one_of(f"qemu:{name}" for name in sorted(emulated))
         )
     return emulated[target]

@@ -105,8 +105,8 @@ def test_a_mistake_ends_in_a_sentence_a_hint_and_its_code(arguments, code, sente
     [
         ("carrier-pigeon", 2, "unknown transport 'carrier-pigeon'"),
         ("local:here", 2, "the device 'local' takes no address"),
-        ("qemu:toaster", 2, "qemu emulates no target 'toaster'"),
-        ("qemu", 2, "qemu emulates no target ''"),
+        ("qemu:toaster", 4, "qemu emulates no target 'toaster'"),
+        ("qemu", 4, "qemu emulates no target ''"),
     ],
 )
 def test_an_unknown_device_names_the_known(bundle, device, code, sentence):
