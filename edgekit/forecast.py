@@ -101,16 +101,21 @@ def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, outp
         DoesNotFit: it does not.
     """
     if not found.fits:
-        raise DoesNotFit(
-            f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
-            hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
-        )
+        raise does_not_fit(found)
     if most_memory is not None and found.compile_bytes > most_memory:
         raise DoesNotFit(
             f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
             hint="a --context that is shorter takes less",
         )
     _check_disks(((cache_root, found.disk_bytes), (output.parent, found.output_bytes(engine))))
+
+
+def does_not_fit(found: Forecast) -> DoesNotFit:
+    """The refusal of a model that is too large for its target."""
+    return DoesNotFit(
+        f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
+        hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
+    )
 
 
 def _check_disks(takes: tuple[tuple[Path, Bytes], tuple[Path, Bytes]]) -> None:

@@ -19,6 +19,7 @@ from edgekit.engines import check_engine
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
 from edgekit.errors import Damaged, UsageError
+from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, check_fit, forecast
 from edgekit.graph import build_graph
 from edgekit.measure import Measurement
@@ -54,11 +55,12 @@ class Order:
 class Outcome:
     """A bundle, how well it agrees with the quantized graph, and how coherent it is.
 
-    `predicted` has figures by name, none for an engine whose speed and memory are not planned.
+    `predicted` has figures by name and `explained` every product; both are empty for an engine that is not planned.
     """
 
     bundle: Bundle
     predicted: Mapping[str, float | None]
+    explained: tuple[Explained, ...]
     agreement: Agreement
     measurement: Measurement
 
@@ -86,8 +88,9 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         trial = _WRITERS[order.engine](draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         bundle = draft.publish(_contents(found, order.engine, measurement))
-        predicted = _predicted(found.predicted) if order.engine == "native" else {}
-    return Outcome(bundle, predicted, agreement, measurement)
+    if order.engine != "native":
+        return Outcome(bundle, {}, (), agreement, measurement)
+    return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement)
 
 
 def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:

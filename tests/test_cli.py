@@ -172,6 +172,23 @@ def test_compile_prints_figures_on_stdout_and_stages_on_stderr(model, tmp_path):
     assert any(line.startswith("quantize: q8g64") for line in rest)
 
 
+def test_compile_explains_its_kernels_as_estimate_does(model, tmp_path):
+    options = (model, "--target", "rpi5", "--recipe", "q4g32", "--explain")
+    estimated = json.loads(run("estimate", *options, "--json").stdout)["explain"]
+    compiled = json.loads(run("compile", *options, "-o", tmp_path / "a", "--json").stdout)["explain"]
+    assert compiled == estimated
+    assert {each["operator"] for each in compiled} == {"NormLinear", "LinearAdd", "NormGatedLinear", "Head"}
+    text = run("compile", *options, "-o", tmp_path / "b").stdout
+    assert "verdict" in text and text.endswith(run("estimate", *options).stdout.partition("\n\n")[2])
+    assert "not gemm_q8_q4_f32_4x16x32_neon_i8mm" in text and "rpi5 has no i8mm" in text
+    assert "explain" not in json.loads(run("estimate", *options[:-1], "--json").stdout)
+
+
+def test_the_kernels_of_another_engine_are_not_explained(model):
+    done = run("compile", model, "--target", "host", "--engine", "onnxruntime", "--explain", code=2)
+    assert "--explain has nothing to say about onnxruntime" in done.stderr
+
+
 def test_compile_writes_where_model_and_target_say(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("compile", model, "--target", "host", "--recipe", "q4g32")

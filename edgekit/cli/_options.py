@@ -33,6 +33,9 @@ timeout = click.option(
     metavar="SECONDS",
     help="Longest time one program may run on the device.",
 )
+explain = click.option(
+    "--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost and why."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model = click.argument("model", required=False, type=click.Path(path_type=Path))
 target = click.option("--target", required=True, metavar="NAME", help="Kind of machine; `edgekit targets` lists them.")

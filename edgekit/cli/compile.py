@@ -7,8 +7,9 @@ import click
 from edgekit.cache import user_cache
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
-from edgekit.cli.estimate import rate
+from edgekit.cli.estimate import explained_json, rate, show_choices
 from edgekit.engines import ENGINES
+from edgekit.errors import UsageError
 from edgekit.forecast import Forecast
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
@@ -26,6 +27,7 @@ from edgekit.units import Bytes, rounded
 @click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe; 1024 tokens are used.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
+@_options.explain
 @_options.as_json
 def command(
     *,
@@ -38,6 +40,7 @@ def command(
     probe_text: Path | None,
     force: bool,
     max_ram: str | None,
+    explained: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL, a checkpoint folder, for a target.
@@ -45,6 +48,8 @@ def command(
     Without MODEL it is the checkpoint that comes with edgekit. The result is one folder, which appears only after it
     was loaded and run. Finished stages are kept in ~/.cache/edgekit (EDGEKIT_CACHE), which may be deleted.
     """
+    if explained and engine != "native":
+        raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
     source = model or embedded_model()
     order = Order(
         model=source,
@@ -60,9 +65,11 @@ def command(
     with Stages() as stages:
         outcome = build(order, user_cache(), stages, _announce)
     if as_json:
-        show_json(_as_json(outcome))
+        show_json(_as_json(outcome) | (explained_json(outcome.explained) if explained else {}))
     else:
         show_pairs(_pairs(outcome))
+        if explained:
+            show_choices(outcome.explained)
     if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
         warn(f"the model is {verdict}: a recipe with more bits keeps more of it")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import click
 
 from edgekit.cli import _options
-from edgekit.cli._console import show_json, show_pairs, show_table, warn
-from edgekit.errors import DoesNotFit
+from edgekit.cli._console import show, show_json, show_pairs, show_table, warn
 from edgekit.explain import Explained, explain
-from edgekit.forecast import Forecast, forecast
+from edgekit.forecast import Forecast, does_not_fit, forecast
 from edgekit.reference import embedded_model
 from edgekit.scheme import find_recipe
 from edgekit.units import Bytes, Seconds, rounded
@@ -20,7 +19,7 @@ from edgekit.units import Bytes, Seconds, rounded
 @_options.target
 @_options.recipe
 @_options.context
-@click.option("--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost.")
+@_options.explain
 @_options.as_json
 def command(
     *, model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool
@@ -32,22 +31,15 @@ def command(
     found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context)
     for note in (*found.quant.notes, *found.predicted.notes):
         warn(note)
+    choices = explain(found.predicted)
     if as_json:
-        show_json(_as_json(found))
+        show_json(_as_json(found) | (explained_json(choices) if explained else {}))
     else:
         show_pairs(_pairs(found))
         if explained:
-            _show_choices(explain(found.predicted))
+            show_choices(choices)
     if not found.fits:
         raise does_not_fit(found)
-
-
-def does_not_fit(found: Forecast) -> DoesNotFit:
-    """The refusal of a model that is too large for its target."""
-    return DoesNotFit(
-        f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
-        hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
-    )
 
 
 def _as_json(found: Forecast) -> dict[str, object]:
@@ -72,7 +64,6 @@ def _as_json(found: Forecast) -> dict[str, object]:
         },
         "isa": plan.isa,
         "kernels": list(plan.kernels),
-        "products": [product.as_json() for product in explain(found.predicted)],
         "notes": [*found.quant.notes, *found.predicted.notes],
     }
 
@@ -100,14 +91,22 @@ def rate(tokens_per_second: float | None) -> str:
     return "not predicted" if tokens_per_second is None else f"{rounded(tokens_per_second, 3)} tokens/s (predicted)"
 
 
-def _show_choices(products: Sequence[Explained]) -> None:
+def explained_json(products: Sequence[Explained]) -> dict[str, object]:
+    """What --explain adds to JSON."""
+    return {"explain": [product.as_json() for product in products]}
+
+
+def show_choices(products: Sequence[Explained]) -> None:
+    """What --explain adds to figures on stdout: a table of the kernels chosen, each above those that lost."""
     rows: list[tuple[object, ...]] = []
     for product in products:
         choice = product.choice
         what = f"{product.times} x {product.operator} {product.n} x {product.k} {product.scheme}"
-        rows.append((product.phase, what, choice.kernel.name, choice.cost.seconds or "-", choice.cost.bound))
+        seconds, bound = choice.cost.seconds or "-", f"bound by {choice.cost.bound}"
+        rows.append((product.phase, what, choice.kernel.name, seconds, bound))
         rows += [("", "", f"not {loser.kernel}", _computing(loser.computing), loser.reason) for loser in choice.losers]
-    show_table(("phase", "product", "kernel", "predicted", "because"), rows)
+    show("")
+    show_table(("phase", "product", "kernel", "predicted, each", "because"), rows)
 
 
 def _computing(seconds: Seconds | None) -> str:
