@@ -100,13 +100,21 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One test at one number of threads; times are None where the device is emulated."""
+    """One test at one number of threads. Times are None where the device is emulated, bytes where nothing was decoded.
+
+    `kernels` are those that ran, and `fell_back` is True if one of them took the place of another that was planned.
+    """
 
     test: str
     threads: int
     depth: int
     tokens: int
     samples_seconds: tuple[float, ...] | None
+    bytes_per_token: float | None = None
+    bytes_per_second: float | None = None
+    fraction_of_read_ceiling: float | None = None
+    kernels: tuple[str, ...] = ()
+    fell_back: bool = False
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -240,8 +248,19 @@ class Runner:
     def _row(self, row: object) -> BenchRow:
         if not isinstance(row, dict) or not is_row(row):
             raise DeviceUnavailable("the device's report of bench has a malformed row")
-        samples = None if self.device.transport.emulated else tuple(map(float, row["samples"]))
-        return BenchRow(printable(row["test"]), row["threads"], row["depth"], row["tokens"], samples)
+        emulated = self.device.transport.emulated
+        return BenchRow(
+            test=printable(row["test"]),
+            threads=row["threads"],
+            depth=row["depth"],
+            tokens=row["tokens"],
+            samples_seconds=None if emulated else tuple(map(float, row["samples"])),
+            bytes_per_token=row.get("bytes_per_token"),
+            bytes_per_second=None if emulated else row.get("bytes_per_second"),
+            fraction_of_read_ceiling=None if emulated else row.get("fraction_of_read_ceiling"),
+            kernels=tuple(printable(kernel)[:MESSAGE_LIMIT] for kernel in row.get("kernels", [])),
+            fell_back=row.get("fell_back", False),
+        )
 
     def _measurement(self, report: Mapping[str, Any]) -> Measurement:
         parts = {name: table(report, name) for name in ("latency", "memory", "bandwidth", "coherence", "device")}

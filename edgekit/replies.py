@@ -22,6 +22,8 @@ from edgekit.units import Bytes
 
 REPORT_LIMIT = Bytes(8 << 20)
 MESSAGE_LIMIT = 400
+# What a row of bench has when it decoded, and its device has time and memory to measure.
+ROW_RATES = ("bytes_per_token", "bytes_per_second", "fraction_of_read_ceiling")
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 _REFUSALS: dict[int, type[EdgekitError]] = {
     kind.exit_code: kind
@@ -99,7 +101,15 @@ def is_row(row: Mapping[str, Any]) -> bool:
         and isinstance(samples, list)
         and bool(samples)
         and all(isinstance(sample, int | float) and 0 < sample < math.inf for sample in samples)
+        and all(_is_rate(row.get(name)) for name in ROW_RATES)
+        and isinstance(row.get("fell_back", False), bool)
+        and isinstance(row.get("kernels", []), list)
+        and all(isinstance(kernel, str) for kernel in row.get("kernels", []))
     )
+
+
+def _is_rate(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
 
 
 def _is_count(value: object) -> bool:

@@ -256,6 +256,12 @@ def test_bench_gives_a_row_for_each_test_and_number_of_threads(bundle):
         assert row["tokens_per_second"] > 0 and row["stddev"] >= 0
         assert len(row["samples_seconds"]) == 2
         assert row["weights_bytes"] > 0 and row["peak_rss_bytes"] > 0
+        assert all(name.startswith("gemm_q8_q4_f32_") for name in row["kernels"]) and row["fell_back"] is False
+        decoding = row["test"] == "tg4"
+        assert [row["bytes_per_second"] is not None, row["fraction_of_read_ceiling"] is not None] == [decoding] * 2
+    assert rows[1]["bytes_per_second"] == pytest.approx(rows[1]["bytes_per_token"] * rows[1]["tokens_per_second"])
+    # Decoding uses kernels made for one row alone.
+    assert all("_1x16x32_" in name for name in rows[1]["kernels"]) and rows[1]["kernels"] != rows[0]["kernels"]
     assert json.loads(bench(bundle, "--json"))[0]["test"] == "pp8"
 
 
@@ -263,6 +269,8 @@ def test_bench_writes_the_formats_it_offers(bundle):
     assert [json.loads(line)["test"] for line in bench(bundle, "-o", "jsonl").splitlines()][:2] == ["pp8", "tg4"]
     rows = list(csv.DictReader(io.StringIO(bench(bundle, "-o", "csv"))))
     assert [row["test"] for row in rows][:2] == ["pp8", "tg4"] and float(rows[0]["tokens_per_second"]) > 0
+    assert rows[0]["bytes_per_second"] == "" and float(rows[1]["bytes_per_second"]) > 0
+    assert len(rows[0]["kernels"].split(" ")) == 2
     table = bench(bundle).splitlines()
     assert table[0].split()[:3] == ["bundle", "device", "test"] and len(table) == 6
     markdown = bench(bundle, "-o", "md").splitlines()

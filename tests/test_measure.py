@@ -167,6 +167,14 @@ def test_a_rate_is_the_mean_of_the_samples_rates(start):
     assert argv[2:] == ["model.edge", "-p", "64", "-n", "0", "-d", "0", "-r", "2", "-t", "1,2", "--json", "-"]
 
 
+def test_a_row_says_which_kernels_ran_and_what_they_read(start):
+    decoded = {"bytes_per_token": 9.5, "bytes_per_second": 27, "fraction_of_read_ceiling": 0.5, "fell_back": True}
+    (first, second), _ = bench(start(bench_reply(ROW | decoded | {"kernels": ["a\x1b", "b"]}, ROW)))
+    assert (first.bytes_per_token, first.bytes_per_second, first.fraction_of_read_ceiling) == (9.5, 27, 0.5)
+    assert (first.kernels, first.fell_back) == (("a", "b"), True)
+    assert (second.bytes_per_second, second.kernels, second.fell_back) == (None, (), False)
+
+
 def test_samples_that_spread_by_more_than_a_tenth_are_doubted(start):
     steady = ROW | {"samples": [0.5, 0.49]}
     _, measurement = bench(start(bench_reply(ROW, steady, ROW | {"samples": [0.5]})))
@@ -179,8 +187,11 @@ def test_one_sample_has_no_spread():
 
 
 def test_emulated_rows_have_no_rate(start):
-    (row,), measurement = bench(start(bench_reply(ROW), emulated=True))
+    decoded = {"bytes_per_token": 9, "bytes_per_second": 27.0, "fraction_of_read_ceiling": 0.5, "kernels": ["k"]}
+    (row,), measurement = bench(start(bench_reply(ROW | decoded), emulated=True))
     assert (row.tokens_per_second, row.stddev, row.samples_seconds) == (None, None, None)
+    assert (row.bytes_per_second, row.fraction_of_read_ceiling) == (None, None)
+    assert (row.bytes_per_token, row.kernels, row.fell_back) == (9, ("k",), False)
     assert measurement.warnings[-1] == EMULATED
 
 
@@ -196,6 +207,12 @@ def test_emulated_rows_have_no_rate(start):
         {"threads": True},
         {"test": 5},
         {"depth": -1},
+        {"bytes_per_second": -1.0},
+        {"bytes_per_token": "many"},
+        {"fraction_of_read_ceiling": 1e400},
+        {"kernels": "all"},
+        {"kernels": [1]},
+        {"fell_back": "no"},
     ],
 )
 def test_a_row_without_sense_is_refused(start, changes):

@@ -261,7 +261,14 @@ def test_bench_gives_a_row_for_each_test_and_number_of_threads(model: Path, caps
         rates = [row["tokens"] / sample for sample in row["samples"]]
         assert row["tokens_per_second"] == pytest.approx(np.mean(rates))
         assert row["stddev"] == pytest.approx(np.std(rates, ddof=1))
-    assert found["bandwidth"]["fraction_of_read_ceiling"] > 0
+        assert ("bytes_per_second" in row) == (row["test"] == "tg4")
+    decoded = found["rows"][2]
+    # Four tokens after 3 see 4 to 7 positions.
+    attended = 5.5 * found["memory"]["kv_bytes"] / CONTEXT
+    assert decoded["bytes_per_token"] == found["bandwidth"]["bytes_per_token"] + attended
+    assert decoded["bytes_per_second"] == decoded["bytes_per_token"] * decoded["tokens_per_second"]
+    ceiling = found["bandwidth"]["read_ceiling_bytes_per_second"]["1"]
+    assert decoded["fraction_of_read_ceiling"] == decoded["bytes_per_second"] / ceiling
 
 
 def test_the_probe_of_the_same_model_finds_no_difference(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:

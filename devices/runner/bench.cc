@@ -1,7 +1,8 @@
 // Times prefill and decode on random tokens: rows pp<n> and tg<n>, each run after one that is not counted.
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 
+#include "bench_rows.h"
 #include "clock.h"
 #include "failure.h"
 #include "measurement.h"
@@ -13,14 +14,6 @@ namespace {
 constexpr uint32_t kMostThreads = 256;
 constexpr uint32_t kMostRuns = 1000;
 constexpr uint64_t kSeed = 1;
-
-struct Row {
-  std::string test;
-  uint32_t threads;
-  uint32_t depth;
-  uint32_t tokens;
-  std::vector<double> samples;  // seconds
-};
 
 // SplitMix64, as in sampling: which tokens are used does not change the time, but it should not change at all.
 std::vector<uint32_t> random_tokens(size_t count, uint32_t vocab) {
@@ -38,15 +31,20 @@ std::vector<uint32_t> random_tokens(size_t count, uint32_t vocab) {
 class Bench {
  public:
   Bench(const Model& model, Session* session, const std::vector<uint32_t>& tokens)
-      : session_(session), tokens_(tokens), logits_(model.info().vocab) {}
+      : model_(model), session_(session), tokens_(tokens), logits_(model.info().vocab) {}
 
-  Row run(bool is_prefill, uint32_t count, uint32_t depth, uint32_t threads, uint32_t runs) {
-    Row row{(is_prefill ? "pp" : "tg") + std::to_string(count), threads, depth, count, {}};
+  BenchRow run(bool is_prefill, uint32_t count, uint32_t depth, uint32_t threads, uint32_t runs) {
+    BenchRow row;
+    row.test = (is_prefill ? "pp" : "tg") + std::to_string(count);
+    row.threads = threads;
+    row.depth = depth;
+    row.tokens = count;
     session_->set_threads(threads, threads);
     session_->reset(0);
     if (depth > 0) {
       session_->forward(tokens_.data(), depth, nullptr, 0);
     }
+    const KernelCounts before = count_products();
     for (uint32_t i = 0; i <= runs; ++i) {
       session_->reset(depth);
       const double start = seconds_now();
@@ -55,10 +53,49 @@ class Bench {
         row.samples.push_back(seconds_now() - start);
       }
     }
+    name_kernels(before, &row);
+    row.bytes_per_token = is_prefill ? 0 : bytes_per_token(count, depth);
     return row;
   }
 
  private:
+  using KernelCounts = std::vector<uint64_t>;  // of each of edgekit_gemm_kernels
+
+  KernelCounts count_products() const {
+    size_t count = 0;
+    const edgekit_gemm_kernel* kernels = edgekit_gemm_kernels(&count);
+    KernelCounts products(count);
+    for (size_t i = 0; i < count; ++i) {
+      products[i] = session_->products(kernels[i]);
+    }
+    return products;
+  }
+
+  // The kernels that multiplied since `before`, and whether one of them did so for another.
+  void name_kernels(const KernelCounts& before, BenchRow* row) const {
+    const KernelCounts now = count_products();
+    for (size_t i = 0, count = 0; i < now.size(); ++i) {
+      if (now[i] > before[i]) {
+        row->kernels.push_back(edgekit_gemm_kernels(&count)[i].name);
+      }
+    }
+    size_t count = 0;
+    const edgekit_kernel_use* uses = edgekit_program_kernels(model_.program(), &count);
+    for (size_t i = 0; i < count; ++i) {
+      const bool ran = std::find(row->kernels.begin(), row->kernels.end(), uses[i].runs) != row->kernels.end();
+      row->fell_back = row->fell_back || (ran && std::strcmp(uses[i].planned, uses[i].runs) != 0);
+    }
+  }
+
+  // Weights, and the cache as it grows from `depth` on: the mean of `count` tokens.
+  double bytes_per_token(uint32_t count, uint32_t depth) const {
+    uint64_t attended = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      attended += session_->attended_bytes(depth + i);
+    }
+    return static_cast<double>(model_.info().bytes_per_token) + static_cast<double>(attended) / count;
+  }
+
   void prefill(uint32_t count) {
     stop_if_interrupted();
     session_->forward(tokens_.data(), count, logits_.data(), 1);
@@ -71,81 +108,38 @@ class Bench {
     }
   }
 
+  const Model& model_;
   Session* session_;
   const std::vector<uint32_t>& tokens_;
   std::vector<float> logits_;
 };
 
-double mean_rate(const Row& row) {
-  double sum = 0;
-  for (const double seconds : row.samples) {
-    sum += row.tokens / seconds;
+// The read ceiling of every number of threads that decoded, and a doubt where decoding was faster.
+ReadCeilings measure_ceilings(const std::vector<BenchRow>& rows, Measurement* measurement) {
+  ReadCeilings ceilings;
+  if (measurement->machine().emulated) {
+    return ceilings;
   }
-  return sum / static_cast<double>(row.samples.size());
-}
-
-double spread_of_rate(const Row& row) {
-  const double mean = mean_rate(row);
-  double squares = 0;
-  for (const double seconds : row.samples) {
-    squares += (row.tokens / seconds - mean) * (row.tokens / seconds - mean);
-  }
-  return row.samples.size() > 1 ? std::sqrt(squares / static_cast<double>(row.samples.size() - 1)) : 0;
-}
-
-void print_table(const std::vector<Row>& rows) {
-  std::printf("%-10s %7s %7s %14s %10s\n", "test", "threads", "depth", "tokens/s", "+-");
-  for (const Row& row : rows) {
-    std::printf("%-10s %7u %7u %14.2f %10.2f\n", row.test.c_str(), row.threads, row.depth, mean_rate(row),
-                spread_of_rate(row));
-  }
-}
-
-const Row* fastest_decode(const std::vector<Row>& rows) {
-  const Row* best = nullptr;
-  for (const Row& row : rows) {
-    if (row.test[0] == 't' && (best == nullptr || mean_rate(row) > mean_rate(*best))) {
-      best = &row;
+  for (const BenchRow& row : rows) {
+    if (row.bytes_per_token > 0 && ceilings.count(row.threads) == 0) {
+      ceilings[row.threads] = measure_read_ceiling(row.threads);
+    }
+    if (fraction_of_ceiling(row, ceilings) > 1) {
+      measurement->warn(row.test + " with " + std::to_string(row.threads) +
+                        " threads: faster than memory is read, so weights came from a cache");
     }
   }
-  return best;
+  return ceilings;
 }
 
-// The read ceiling of each number of threads, and how near decoding comes to it.
-void write_bandwidth(const Model& model, const std::vector<Row>& rows, const std::vector<uint32_t>& threads,
-                     bool emulated, Json* json) {
-  const Row* decode = fastest_decode(rows);
-  const auto bytes_per_token = static_cast<double>(model.info().bytes_per_token);
-  double ceiling_of_decode = 0;
+void write_bandwidth(const Model& model, const ReadCeilings& ceilings, Json* json) {
   json->key("bandwidth").open_object();
   json->member("bytes_per_token", model.info().bytes_per_token);
-  if (!emulated) {
-    json->key("read_ceiling_bytes_per_second").open_object();
-    for (const uint32_t count : threads) {
-      const double ceiling = measure_read_ceiling(count);
-      json->member(std::to_string(count), ceiling);
-      ceiling_of_decode = decode != nullptr && decode->threads == count ? ceiling : ceiling_of_decode;
-    }
-    json->close_object();
-    if (decode != nullptr) {
-      json->member("bytes_per_second", bytes_per_token * mean_rate(*decode));
-      json->member("fraction_of_read_ceiling", bytes_per_token * mean_rate(*decode) / ceiling_of_decode);
-    }
+  json->key("read_ceiling_bytes_per_second").open_object();
+  for (const auto& [threads, ceiling] : ceilings) {
+    json->member(std::to_string(threads), ceiling);
   }
-  json->close_object();
-}
-
-void write_rows(const std::vector<Row>& rows, Json* json) {
-  json->key("rows").open_list();
-  for (const Row& row : rows) {
-    json->open_object();
-    json->member("test", row.test).member("threads", row.threads).member("depth", row.depth);
-    json->member("tokens", row.tokens).member("tokens_per_second", mean_rate(row));
-    json->member("stddev", spread_of_rate(row));
-    json->list("samples", row.samples);
-    json->close_object();
-  }
-  json->close_list();
+  json->close_object().close_object();
 }
 
 uint32_t largest(const std::vector<uint32_t>& values) {
@@ -182,7 +176,7 @@ void bench(int count, char** words) {
   Measurement measurement(model, session);
   const std::vector<uint32_t> tokens = random_tokens(std::max(depth, most_tokens), model.info().vocab);
   Bench bench(model, &session, tokens);
-  std::vector<Row> rows;
+  std::vector<BenchRow> rows;
   for (const uint32_t team : threads) {
     for (const uint32_t length : prompts) {
       if (length > 0) {
@@ -197,9 +191,11 @@ void bench(int count, char** words) {
   }
   session.set_threads(most_threads, most_threads);
   measurement.finish();
+  const ReadCeilings ceilings = measure_ceilings(rows, &measurement);
   const std::string json_path = arguments.text("--json");
   if (json_path.empty()) {
-    return print_table(rows);
+    measurement.print_warnings();
+    return print_table(rows, ceilings, measurement.machine().emulated);
   }
   Json json;
   json.open_object();
@@ -207,9 +203,9 @@ void bench(int count, char** words) {
   json.member("load_seconds", load_seconds);
   json.key("latency").open_object().member("load_seconds", load_seconds).close_object();
   measurement.write_memory(&json);
-  write_bandwidth(model, rows, threads, measurement.machine().emulated, &json);
+  write_bandwidth(model, ceilings, &json);
   measurement.write_device(&json);
-  write_rows(rows, &json);
+  write_rows(rows, ceilings, &json);
   measurement.write_kernels(&json);
   measurement.write_warnings(&json);
   json.close_object();

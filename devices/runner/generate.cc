@@ -184,10 +184,7 @@ void generate(int count, char** words) {
     measurement.warn("the context of " + std::to_string(session.context()) + " tokens was full before the end");
   }
   if (json_path.empty()) {
-    for (const std::string& warning : measurement.warnings()) {
-      std::fprintf(stderr, "edgekit-run: warning: %s\n", warning.c_str());
-    }
-    return;
+    return measurement.print_warnings();
   }
   measurement.finish();
   Json json;
@@ -202,8 +199,12 @@ void generate(int count, char** words) {
     for (const double seconds : made.latency.token_seconds) {
       total += seconds;
     }
-    const double rate = static_cast<double>(made.latency.token_seconds.size()) / total;
-    json.member("bytes_per_second", rate * static_cast<double>(model.info().bytes_per_token));
+    const size_t count = made.latency.token_seconds.size();
+    uint64_t bytes = count * model.info().bytes_per_token;
+    for (size_t i = 0; i < count; ++i) {
+      bytes += session.attended_bytes(static_cast<uint32_t>(prompt.size() + i));
+    }
+    json.member("bytes_per_second", static_cast<double>(bytes) / total);
   }
   json.close_object();
   measurement.write_device(&json);

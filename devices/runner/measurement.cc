@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 
 #include "edgekit/cpu.h"
@@ -60,6 +61,12 @@ void Measurement::finish() {
   }
   if (std::max(session_.decode_threads(), session_.prefill_threads()) > machine_.cpus) {
     warn("more threads than CPUs");
+  }
+}
+
+void Measurement::print_warnings() const {
+  for (const std::string& warning : warnings_) {
+    std::fprintf(stderr, "edgekit-run: warning: %s\n", warning.c_str());
   }
 }
 

@@ -27,11 +27,11 @@ class Measurement {
   // A doubt found by a verb itself.
   void warn(const std::string& doubt) { warnings_.push_back(doubt); }
 
-  // What was found so far. Doubts about numbers come with finish().
-  const std::vector<std::string>& warnings() const { return warnings_; }
-
   // Call once, when the work is done: reads clocks, temperatures and memory again.
   void finish();
+
+  // What was found so far, on stderr. Doubts about numbers come with finish().
+  void print_warnings() const;
 
   void write_latency(const Latency& latency, Json* json);
   void write_memory(Json* json) const;

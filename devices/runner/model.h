@@ -59,6 +59,8 @@ class Session {
   uint32_t decode_threads() const { return edgekit_session_decode_threads(session_); }
   uint32_t prefill_threads() const { return edgekit_session_prefill_threads(session_); }
   edgekit_memory memory() const { return edgekit_session_memory(session_); }
+  uint64_t products(const edgekit_gemm_kernel& kernel) const { return edgekit_session_products(session_, &kernel); }
+  uint64_t attended_bytes(uint32_t position) const { return edgekit_session_attended_bytes(session_, position); }
   double create_seconds() const { return create_seconds_; }
 
  private:

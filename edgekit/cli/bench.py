@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Time prefill (pp) and decoding (tg) of BUNDLE on a device.
 
-    Emulated devices have no time: their rates are empty.
+    GB/s and the share of the read ceiling are of decoding: weights and cache that a token reads, beside what the same
+    threads read from memory in the same run. Emulated devices have no time: their rates are empty.
     """
     opened = open_bundle(bundle)
     prompts = _lengths(prompt, "-p", min(_PREFILL, opened.context))
@@ -88,6 +89,11 @@ def as_record(bundle: Bundle, row: BenchRow, measurement: Measurement) -> dict[s
         "tokens_per_second": row.tokens_per_second,
         "stddev": row.stddev,
         "samples_seconds": list(row.samples_seconds) if row.samples_seconds is not None else None,
+        "bytes_per_token": row.bytes_per_token,
+        "bytes_per_second": row.bytes_per_second,
+        "fraction_of_read_ceiling": row.fraction_of_read_ceiling,
+        "kernels": list(row.kernels),
+        "fell_back": row.fell_back,
         **{name: measurement.memory.get(name) for name in _MEMORY},
         "load_seconds": measurement.latency.get("load_seconds"),
     }
@@ -103,13 +109,36 @@ def _rate(record: dict[str, object]) -> str:
 
 
 def _columns(records: Sequence[dict[str, object]]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    headings = ("bundle", "device", "test", "threads", "tokens/s", "weights", "peak memory")
+    headings = (
+        *("bundle", "device", "test", "threads", "tokens/s", "GB/s", "of ceiling"),
+        *("weights", "peak memory", "kernels"),
+    )
     rows: list[tuple[object, ...]] = []
     for record in records:
         test = f"{record['test']}@{record['depth']}" if record["depth"] else record["test"]
         sizes = (_size(record[name]) for name in ("weights_bytes", "peak_rss_bytes"))
-        rows.append((record["bundle"], record["device"], test, record["threads"], _rate(record), *sizes))
+        rows.append(
+            (
+                *(record["bundle"], record["device"], test, record["threads"], _rate(record)),
+                *(_moved(record["bytes_per_second"]), _share(record["fraction_of_read_ceiling"])),
+                *(*sizes, _kernels(record)),
+            )
+        )
     return headings, rows
+
+
+def _moved(rate: object) -> str:
+    return f"{rate / 1e9:.2f}" if isinstance(rate, float | int) else "-"
+
+
+def _share(fraction: object) -> str:
+    return f"{fraction:.0%}" if isinstance(fraction, float | int) else "-"
+
+
+def _kernels(record: dict[str, object]) -> str:
+    kernels = record["kernels"]
+    assert isinstance(kernels, list)
+    return ", ".join(kernels) + (" (not as planned)" if record["fell_back"] else "")
 
 
 def _size(count: object) -> str:
@@ -136,9 +165,8 @@ def _show_csv(records: Sequence[dict[str, object]]) -> None:
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
     for record in records:
-        samples = record["samples_seconds"]
-        joined = " ".join(map(str, samples)) if isinstance(samples, list) else ""
-        writer.writerow(record | {"samples_seconds": joined})
+        lists = {name: " ".join(map(str, value)) for name, value in record.items() if isinstance(value, list)}
+        writer.writerow(record | lists)
     show(text.getvalue(), newline=False)
 
 

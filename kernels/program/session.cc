@@ -323,6 +323,8 @@ edgekit_status edgekit_session_forward(edgekit_session* session, const uint32_t*
     session->job.post(session->team.next_run(), job);
     session->team.run(job.active);
     session->position += uint32_t(rows);
+    session->passes.add(rows);
+    session->head_passes.add(job.logits_rows);
     if (job.logits_rows > 0) {
       logits += job.logits_rows * info.vocab;
     }

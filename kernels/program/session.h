@@ -68,6 +68,17 @@ struct Job {
   size_t logits_rows = 0;   // of the last rows
 };
 
+// Runs of a step, by what its kernels were chosen for.
+struct Passes {
+  uint64_t one_row = 0;
+  uint64_t many_rows = 0;
+
+  void add(size_t rows) {
+    one_row += rows == 1 ? 1 : 0;
+    many_rows += rows > 1 ? 1 : 0;
+  }
+};
+
 // Where a job is posted for members that may read it late, while the next one is being posted: they then get none.
 class PostedJob {
  public:
@@ -114,6 +125,8 @@ struct edgekit_session {
   float* partials = nullptr;                    // [kv_heads][blocks][group of heads][partial_stride]
   std::atomic<uint32_t>* blocks_done = nullptr;  // [kv_heads], one each 64 bytes
 
+  edgekit::Passes passes;       // so far
+  edgekit::Passes head_passes;  // of the head, which has only the rows whose logits are wanted
   edgekit::PostedJob job;
   edgekit::Team team;  // the last member: its threads end before what they use does
 };

@@ -6,7 +6,9 @@
 #include <functional>
 #include <string>
 
+#include "bench_rows.h"
 #include "check.h"
+#include "edgekit/cpu.h"
 #include "failure.h"
 #include "json.h"
 #include "program/probe_format.h"
@@ -336,6 +338,51 @@ TEST(bench_writes_a_row_for_each_test_and_number_of_threads) {
   for (size_t i = samples + 11; json[i] != ']'; i++) commas += json[i] == ',';
   CHECK(commas == 2);
   CHECK(number_at(json, "bytes_per_token") > 0);
+  // Four tokens see 9 to 12 positions, each 2 layers x 2 heads x (16 keys + 16 values) x 2 bytes.
+  const double decode = number_at(json.substr(json.find("{\"test\":\"tg4\"")), "bytes_per_token");
+  CHECK(decode == number_at(json, "bytes_per_token") + 10.5 * 256);
+}
+
+TEST(bench_names_the_kernels_that_ran_and_whether_they_took_the_place_of_others) {
+  const auto rows_of = [](const Files& files) {
+    CHECK(run(runner::bench, {files.model, "-p", "8", "-n", "2", "-r", "1", "-t", "1", "--json", files.json})
+              .exit_code == 0);
+    const std::string json = read_file(files.json);
+    const size_t begin = json.find("\"rows\":");
+    return json.substr(begin, json.find("{\"planned\"", begin) - begin);
+  };
+  const uint64_t features = edgekit_cpu_features();
+  const std::string one = edgekit_gemm_choose(EDGEKIT_Q8, 1, features)->name;
+  const std::string many = edgekit_gemm_choose(EDGEKIT_Q8, 8, features)->name;
+  Files files;
+  const std::string rows = rows_of(files);
+  const std::string prefill = rows.substr(0, rows.find("\"tg2\""));
+  const std::string decode = rows.substr(rows.find("\"tg2\""));
+  // The head of prefill has one row.
+  CHECK(has(prefill, one) && has(prefill, many) && has(prefill, "\"fell_back\":false"));
+  CHECK(has(decode, one) && !has(decode, many) && has(decode, "\"fell_back\":false"));
+  CHECK(!has(prefill, "bytes_per_second") && has(decode, "bytes_per_second"));
+  for (const char* isa : {"scalar", "neon", "avx2"}) {
+    const bool is_here = (edgekit_isa_features(isa) & ~features) == 0;
+    Files planned([&](ProgramWriter* writer) { writer->kernel_features = edgekit_isa_features(isa); });
+    CHECK_THAT(has(rows_of(planned), is_here ? "\"fell_back\":false" : "\"fell_back\":true"), "%s", isa);
+    CHECK_THAT(!has(rows_of(planned), is_here ? "\"fell_back\":true" : "\"fell_back\":false"), "%s", isa);
+  }
+}
+
+TEST(a_row_has_the_share_of_the_ceiling_of_its_threads) {
+  runner::BenchRow row;
+  row.tokens = 10;
+  row.threads = 2;
+  row.samples = {0.5, 2.0};  // 20 and 5 tokens a second
+  row.bytes_per_token = 4;
+  CHECK(row.mean_rate() == 12.5 && row.bytes_per_second() == 50);
+  CHECK(std::fabs(row.spread_of_rate() - 7.5 * std::sqrt(2.0)) < 1e-12);
+  CHECK(runner::fraction_of_ceiling(row, {{1, 1000}, {2, 200}}) == 0.25);
+  CHECK(std::isnan(runner::fraction_of_ceiling(row, {{1, 1000}})));
+  CHECK(std::isnan(runner::fraction_of_ceiling(row, {{2, 0}})));
+  row.bytes_per_token = 0;
+  CHECK(std::isnan(runner::fraction_of_ceiling(row, {{2, 200}})));
 }
 
 // ---- The probe.

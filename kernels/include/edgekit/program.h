@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "edgekit/gemm.h"
 #include "edgekit/status.h"
 
 #ifdef __cplusplus
@@ -107,6 +108,12 @@ edgekit_status edgekit_session_forward(edgekit_session* session, const uint32_t*
 // Thread counts of the calls to come; at most those the session was created with.
 edgekit_status edgekit_session_set_threads(edgekit_session* session, uint32_t decode_threads, uint32_t prefill_threads,
                                            edgekit_error* error);
+
+// How many matrices `kernel` has multiplied in this session, a matrix once for all the rows computed together.
+uint64_t edgekit_session_products(const edgekit_session* session, const edgekit_gemm_kernel* kernel);
+
+// Bytes of keys and values that a token at `position` attends to, its own included, in all layers.
+uint64_t edgekit_session_attended_bytes(const edgekit_session* session, uint32_t position);
 
 #ifdef __cplusplus
 }
