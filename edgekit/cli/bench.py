@@ -138,7 +138,7 @@ def _share(fraction: object) -> str:
 def _kernels(record: dict[str, object]) -> str:
     kernels = record["kernels"]
     assert isinstance(kernels, list)
-    return ", ".join(kernels) + (" (not as planned)" if record["fell_back"] else "")
+    return (", ".join(kernels) or "-") + (" (not as planned)" if record["fell_back"] else "")
 
 
 def _size(count: object) -> str:
