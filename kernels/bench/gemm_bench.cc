@@ -1,11 +1,12 @@
 // Speed of every matrix kernel that this CPU can run: gigabytes of weights a second and billions of products a second.
 //
 //   gemm_bench [--kernel PART] [--shape M,N,K] [--group G] [--threads T] [--seconds S] [--cached]
+//              [--json]
 //
 // Weights are as many copies of the matrix as fill 256 MiB, taken in turn, so that they come from memory; with --cached
 // one copy. Each thread has a share of the tiles and no barrier, so this is what the kernels can do, not a whole model.
 // The median of the passes is printed, and the fastest, which is what another busy process leaves alone. The first line
-// is the ceiling: memory read with plain loads by as many threads.
+// is the ceiling: memory read with plain loads by as many threads. --json prints an object a line.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -32,6 +33,7 @@ struct Options {
   size_t threads = 1;
   double seconds = 0.3;
   bool cached = false;
+  bool json = false;
 };
 
 struct Aligned {
@@ -99,6 +101,10 @@ void print_ceiling(const Options& options) {
     }
     for (size_t j = 0; j < 8; j++) sums[thread * 8 + j] = sum[j];
   }));
+  if (options.json) {
+    std::printf("{\"read_ceiling_bytes_per_second\": %.6g}\n", kMemoryBytes / figure.fastest);
+    return;
+  }
   std::printf("%-40s %22s   %7s %7s GB/s   %7s %7s GMAC/s\n", "", "m      n      k  group", "median", "best", "median",
               "best");
   std::printf("%-40s %22s   %7.2f %7.2f\n", "read ceiling", "", kMemoryBytes / figure.median / 1e9,
@@ -141,6 +147,15 @@ void measure(const edgekit_gemm_kernel& kernel, const Options& options, size_t m
     }
   };
   const Figure figure = figure_of(time_passes(options.threads, options.seconds, work));
+  if (options.json) {
+    const double count = static_cast<double>(copies);
+    std::printf("{\"kernel\": \"%s\", \"m\": %zu, \"n\": %zu, \"k\": %zu, \"group\": %zu, \"threads\": %zu, "
+                "\"copies\": %zu, \"bytes\": %zu, \"median_seconds\": %.6g, \"fastest_seconds\": %.6g}\n",
+                kernel.name, m, n, k, floats ? size_t{0} : options.group, options.threads, copies,
+                code_bytes + scale_bytes, figure.median / count, figure.fastest / count);
+    std::fflush(stdout);
+    return;
+  }
   const double bytes = static_cast<double>((code_bytes + scale_bytes) * copies);
   const double products = static_cast<double>(m * n * k * copies);
   std::printf("%-40s %3zu %6zu %6zu   %4zu   %7.2f %7.2f        %7.2f %7.2f\n", kernel.name, m, n, k,
@@ -152,8 +167,8 @@ void measure(const edgekit_gemm_kernel& kernel, const Options& options, size_t m
 bool parse(int argc, char** argv, Options* options) {
   for (int i = 1; i < argc; i++) {
     const std::string name = argv[i];
-    if (name == "--cached") {
-      options->cached = true;
+    if (name == "--cached" || name == "--json") {
+      (name == "--json" ? options->json : options->cached) = true;
       continue;
     }
     if (i + 1 >= argc) return false;
@@ -179,7 +194,7 @@ int main(int argc, char** argv) {
   if (!parse(argc, argv, &options)) {
     std::fprintf(stderr,
                  "usage: gemm_bench [--kernel PART] [--shape M,N,K] [--group 32|64|128] [--threads T] [--seconds S] "
-                 "[--cached]\nhint: N is a multiple of 16, K of 32\n");
+                 "[--cached] [--json]\nhint: N is a multiple of 16, K of 32\n");
     return 2;
   }
   const std::vector<std::vector<size_t>> decode = {{1, 2048, 5632}, {1, 576, 1536}};

@@ -1,0 +1,1 @@
+"""What peers.py and arm_cycles.py are made of."""
