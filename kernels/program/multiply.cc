@@ -12,8 +12,7 @@ namespace {
 
 using format::OperatorKind;
 
-constexpr size_t kPieceBytes = 16384;   // of weights, when m == 1: what the last pieces of a product have
-constexpr size_t kPiecesPerThread = 4;  // when m > 1, at least: a slow thread holds the others up only a little
+constexpr size_t kPieceBytes = 16384;  // of weights, when m == 1: what the last pieces of a product have
 
 class Product {
  public:
@@ -22,8 +21,7 @@ class Product {
         session_(worker.session),
         info_(worker.info),
         ops_(worker.ops),
-        scratch_(worker.scratch),
-        job_(worker.job) {}
+        scratch_(worker.scratch) {}
 
   // Rows [first, first + m) of the step's input through its matrices. `out` [m][stride] for plain results.
   void multiply_rows(const Step& step, size_t first, size_t m, float* out, size_t stride) {
@@ -71,55 +69,46 @@ class Product {
     }
   }
 
-  // Gate and up tiles come in pairs.
-  Division divide(const Step& step, const Matrix& matrix, size_t m) const {
+  // The tiles of all matrices of a step, one after the other. Gate and up tiles come in pairs.
+  static Division divide(const Step& step, size_t m) {
     const size_t unit = step.kind == OperatorKind::kNormGatedLinear ? 2 : 1;
-    if (m == 1) {
-      const size_t tile_bytes = matrix.tile_code_bytes + matrix.tile_scale_count * sizeof(uint16_t);
-      const size_t least = std::clamp(kPieceBytes / tile_bytes, unit, kMostPieceTiles) / unit * unit;
-      return Division::falling(matrix.tiles, unit, least, kMostPieceTiles, job_.active);
+    size_t tiles = 0;
+    size_t bytes = 0;
+    for (size_t i = 0; i < step.matrices; ++i) {
+      const Matrix& matrix = step.matrix[i];
+      tiles += matrix.tiles;
+      bytes += matrix.tiles * (matrix.tile_code_bytes + matrix.tile_scale_count * sizeof(uint16_t));
     }
-    const size_t balanced = matrix.tiles / (job_.active * kPiecesPerThread);
-    return Division::equal(matrix.tiles, std::clamp(balanced, unit, kPrefillTiles) / unit * unit);
+    if (m > 1) {
+      return Division(tiles, 2, 2, kPrefillTiles);
+    }
+    const size_t least = kPieceBytes / (bytes / tiles);
+    return Division(tiles, unit, std::clamp(least, unit, kMostPieceTiles) / unit * unit, kMostPieceTiles);
   }
 
   void multiply_pieces(const Step& step, const Activations* activations, size_t first, size_t m, float* out,
                        size_t stride) {
-    const Division none = Division::equal(0, 1);
-    Division division[kMostWeights] = {none, none, none};
-    size_t first_piece[kMostWeights + 1] = {};
-    size_t column[kMostWeights] = {};
-    for (size_t i = 0; i < step.matrices; ++i) {
-      division[i] = divide(step, step.matrix[i], m);
-      first_piece[i + 1] = first_piece[i] + division[i].count();
-      column[i] = i == 0 ? 0 : column[i - 1] + step.matrix[i - 1].n;
-    }
     bool has_formed_row = m > 1;
-    worker_.share(1, first_piece[step.matrices], [&](size_t claimed) {
+    worker_.share_ranges(1, divide(step, m), [&](Range claimed) {
       if (!has_formed_row) {
         form_row(step, worker_.row_of(step.input, first), 0, activations);
         has_formed_row = true;
       }
-      size_t i = 0;
-      while (claimed >= first_piece[i + 1]) {
-        ++i;
-      }
-      Piece piece;
-      piece.matrix = &step.matrix[i];
-      piece.activations = &activations[step.form_of[i]];
-      piece.kernel = m == 1 ? step.decode[i] : step.prefill[i];
-      piece.tile_begin = division[i].begin(claimed - first_piece[i]);
-      piece.tile_end = division[i].end(claimed - first_piece[i]);
-      switch (step.kind) {
-        case OperatorKind::kLinearAdd:
-          add_piece(piece, step.output, first, m);
-          break;
-        case OperatorKind::kNormGatedLinear:
-          gate_piece(piece, step.output, first, m);
-          break;
-        default:
-          store_piece(piece, m, out + column[i], stride);
-          break;
+      size_t first_tile = 0;
+      size_t column = 0;
+      for (size_t i = 0; i < step.matrices; ++i) {
+        const Matrix& matrix = step.matrix[i];
+        Piece piece;
+        piece.matrix = &matrix;
+        piece.activations = &activations[step.form_of[i]];
+        piece.kernel = m == 1 ? step.decode[i] : step.prefill[i];
+        piece.tile_begin = std::max(claimed.begin, first_tile) - first_tile;
+        piece.tile_end = std::clamp(claimed.end, first_tile, first_tile + matrix.tiles) - first_tile;
+        if (piece.tile_begin < piece.tile_end) {
+          finish_piece(step, piece, first, m, out + column, stride);
+        }
+        first_tile += matrix.tiles;
+        column += matrix.n;
       }
     });
   }
@@ -133,6 +122,17 @@ class Product {
 
     size_t columns() const { return std::min(matrix->n, tile_end * EDGEKIT_TILE) - tile_begin * EDGEKIT_TILE; }
   };
+
+  void finish_piece(const Step& step, const Piece& piece, size_t first, size_t m, float* out, size_t stride) {
+    switch (step.kind) {
+      case OperatorKind::kLinearAdd:
+        return add_piece(piece, step.output, first, m);
+      case OperatorKind::kNormGatedLinear:
+        return gate_piece(piece, step.output, first, m);
+      default:
+        return store_piece(piece, m, out, stride);
+    }
+  }
 
   // c [m][stride] = rows [row, row + m) times the piece's tiles, plus the bias.
   void compute(const Piece& piece, size_t row, size_t m, float* c, size_t stride) const {
@@ -211,7 +211,6 @@ class Product {
   const edgekit_program_info& info_;
   const ops::Ops& ops_;
   Scratch& scratch_;
-  const Job& job_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The interpreter. All threads walk the same steps; within a phase of a step they claim pieces of work, and the next
-// phase begins when all pieces are finished (program/threads.h).
+// The interpreter. All threads walk the same steps; within a phase of a step they claim parts of the work, and the next
+// phase begins when all parts are finished (program/threads.h).
 #include "ops/rope.h"
 #include "program/worker.h"
 
@@ -27,6 +27,28 @@ void embed(Worker& worker, const Step& step) {
   });
 }
 
+// Before its first work. The caller's thread is the caller's matter.
+void keep_to_fast_cpus(edgekit_session* session, unsigned member) {
+  if (session->keeps_to_fast_cpus && member > 0 && !session->scratch[member].has_place) {
+    session->speeds.keep_to_fastest(member + 1);
+    session->scratch[member].has_place = true;
+  }
+}
+
+// What a member is to do of the work of `active`, by the speed of the CPU it runs on now.
+Share share_of(edgekit_session* session, unsigned member, unsigned active) {
+  if (session->speeds.are_equal()) {
+    return {1, active};
+  }
+  const uint32_t speed = session->speeds.of_current();
+  session->scratch[member].speed.store(speed, std::memory_order_relaxed);
+  uint32_t of_all = 0;
+  for (unsigned i = 0; i < active; ++i) {
+    of_all += session->scratch[i].speed.load(std::memory_order_relaxed);
+  }
+  return {speed, of_all};
+}
+
 void run_step(Worker& worker, const Step& step) {
   const Job& job = worker.job;
   switch (step.kind) {
@@ -50,11 +72,12 @@ void run_step(Worker& worker, const Step& step) {
 }  // namespace
 
 void run_steps(edgekit_session* session, unsigned member, uint32_t run) {
+  keep_to_fast_cpus(session, member);
   Job job;
   if (!session->job.read(run, &job)) {
     return;
   }
-  Worker worker(*session, job, member, run);
+  Worker worker(*session, job, member, run, share_of(session, member, job.active));
   for (size_t i = 0; i < worker.program.step_count; ++i) {
     worker.first_phase = i * kPhasesPerStep;
     run_step(worker, worker.program.steps[i]);

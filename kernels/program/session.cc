@@ -1,7 +1,6 @@
 // Sessions: their memory, and the division of a call into chunks of rows.
 #include "program/session.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,20 +19,10 @@ constexpr size_t kLine = 64;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-uint32_t count_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) {
-    return 1;
-  }
-  return uint32_t(std::max(1, CPU_COUNT(&set)));
-}
-
-uint32_t choose_threads(uint32_t asked, uint32_t advised) {
+uint32_t choose_threads(uint32_t asked, uint32_t advised, uint32_t cpus) {
   if (asked > 0) {
     return asked;
   }
-  const uint32_t cpus = count_cpus();
   return advised > 0 ? std::min(advised, cpus) : std::min(cpus, kMostThreads);
 }
 
@@ -143,6 +132,7 @@ edgekit_status allocate_scratch(edgekit_session* session, edgekit_error* error) 
   lay_out_shared(session, extents, session->shared.at<uint8_t>(0));
   for (unsigned i = 0; i < threads; ++i) {
     lay_out_own(*session, extents, session->own.at<uint8_t>(i * own_bytes), &session->scratch[i]);
+    session->scratch[i].speed = session->speeds.of_nth(i + 1);
   }
   return EDGEKIT_OK;
 }
@@ -161,8 +151,9 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
     return refuse(error, EDGEKIT_BAD_ARGUMENT, "at most %u threads can be used", kMostThreads);
   }
   session->context = options.context > 0 ? options.context : std::min(info.context, kDefaultContext);
-  session->decode_threads = choose_threads(options.decode_threads, info.decode_threads);
-  session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads);
+  session->decode_threads = choose_threads(options.decode_threads, info.decode_threads, session->speeds.count());
+  session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads, session->speeds.count());
+  session->keeps_to_fast_cpus = options.keep_to_fast_cpus != 0 && !session->speeds.are_equal();
   edgekit_status status = allocate_cache(session, error);
   if (status == EDGEKIT_OK) {
     status = allocate_scratch(session, error);

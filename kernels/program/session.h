@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 
+#include "cpu/speeds.h"
 #include "program/loaded.h"
 #include "program/threads.h"
 
@@ -56,6 +57,8 @@ struct Scratch {
   const float** query_rows;           // [queries]
   uint16_t* seen_begin;               // [queries]
   uint16_t* seen_end;                 // [queries]
+  std::atomic<uint32_t> speed;        // of the CPU it ran on last
+  bool has_place;                     // it runs on fast CPUs only
 };
 
 // The rows that a run computes.
@@ -127,6 +130,8 @@ struct edgekit_session {
 
   edgekit::Passes passes;       // so far
   edgekit::Passes head_passes;  // of the head, which has only the rows whose logits are wanted
+  bool keeps_to_fast_cpus = false;
+  edgekit::CpuSpeeds speeds = edgekit::CpuSpeeds::read();
   edgekit::PostedJob job;
   edgekit::Team team;  // the last member: its threads end before what they use does
 };

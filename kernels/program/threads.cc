@@ -72,28 +72,29 @@ bool Team::spin_until(const Condition& condition) const {
   }
 }
 
-size_t Team::claim(uint32_t run, size_t phase, size_t pieces) {
+Range Team::claim(uint32_t run, size_t phase, const Division& division, Share share) {
   std::atomic<uint64_t>& claimed = phases_[phase].claimed;
   uint64_t seen = claimed.load(std::memory_order_relaxed);
   for (;;) {
     if (is_later(run_of(seen), run)) {
-      return kNone;
+      return {};
     }
     const uint32_t taken = run_of(seen) == run ? uint32_t(seen) : 0;
-    if (taken >= pieces) {
-      return kNone;
+    if (taken >= division.items()) {
+      return {};
     }
-    // Acquire: what the run works on was set up before its first piece could be claimed.
-    if (claimed.compare_exchange_weak(seen, counted(run, taken + 1), std::memory_order_acquire,
+    const Range range = division.next(taken, share);
+    // Acquire: what the run works on was set up before its first item could be claimed.
+    if (claimed.compare_exchange_weak(seen, counted(run, uint32_t(range.end)), std::memory_order_acquire,
                                       std::memory_order_relaxed)) {
-      return taken;
+      return range;
     }
   }
 }
 
 // A sleeper announces itself before it looks at the phase for the last time, and whoever finishes the phase looks for
 // sleepers afterwards; both in one total order, so no wake-up is lost.
-void Team::finish(uint32_t run, size_t phase, size_t done, size_t pieces) {
+void Team::finish(uint32_t run, size_t phase, size_t done, size_t items) {
   std::atomic<uint64_t>& finished = phases_[phase].finished;
   uint64_t seen = finished.load(std::memory_order_relaxed);
   uint32_t now_finished = 0;
@@ -101,19 +102,19 @@ void Team::finish(uint32_t run, size_t phase, size_t done, size_t pieces) {
     now_finished = (run_of(seen) == run ? uint32_t(seen) : 0) + uint32_t(done);
   } while (!finished.compare_exchange_weak(seen, counted(run, now_finished), std::memory_order_seq_cst,
                                            std::memory_order_relaxed));
-  if (now_finished == pieces && asleep_.load(std::memory_order_seq_cst) > 0) {
+  if (now_finished == items && asleep_.load(std::memory_order_seq_cst) > 0) {
     wake_ups_.fetch_add(1, std::memory_order_seq_cst);
     wake_all(wake_ups_);
   }
 }
 
-bool Team::is_done(uint32_t run, const Phase& phase, size_t pieces) const {
+bool Team::is_done(uint32_t run, const Phase& phase, size_t items) const {
   const uint64_t seen = phase.finished.load(std::memory_order_seq_cst);
-  return is_later(run_of(seen), run) || (run_of(seen) == run && uint32_t(seen) == pieces);
+  return is_later(run_of(seen), run) || (run_of(seen) == run && uint32_t(seen) == items);
 }
 
-void Team::await(uint32_t run, size_t phase, size_t pieces) {
-  const auto done = [&] { return is_done(run, phases_[phase], pieces); };
+void Team::await(uint32_t run, size_t phase, size_t items) {
+  const auto done = [&] { return is_done(run, phases_[phase], items); };
   if (spin_until(done)) {
     return;
   }

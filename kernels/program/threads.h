@@ -1,8 +1,8 @@
 // A team of threads that walk through the same phases of work side by side.
 //
-// A phase is a number of pieces. Threads claim pieces one after the other, and the next phase begins when every piece
-// is finished, whoever did them: a thread that the system has put aside holds nothing up unless it was put aside in the
-// middle of a piece, and finds the phases it missed done. Waiting is active for a few microseconds and then sleeps
+// A phase is a number of items. Threads claim ranges of them one after the other, and the next phase begins when every
+// item is finished, whoever did it: a thread that the system has put aside holds nothing up unless it was put aside in
+// the middle of a range, and finds the phases it missed done. Waiting is active for a few microseconds and then sleeps
 // (futex). So a busy machine makes a team slower and never stuck.
 #pragma once
 
@@ -12,12 +12,12 @@
 
 #include <atomic>
 
+#include "program/division.h"
+
 namespace edgekit {
 
 class Team {
  public:
-  static constexpr size_t kNone = SIZE_MAX;
-
   // What each member does in a run. `run` tells runs apart; claim() and the rest want it back.
   using Body = void (*)(void* context, unsigned member, uint32_t run);
 
@@ -38,17 +38,17 @@ class Team {
 
   // Calls the body on the first `active` members, on this thread too, and returns when the caller's own call has.
   // Others may still be on their way through phases that are done, even while the next run goes on: the body must not
-  // touch what a run works on before it has claimed a piece of it.
+  // touch what a run works on before it has claimed a part of it.
   void run(unsigned active);
 
-  // A piece of the phase nobody has yet, below `pieces`, or kNone.
-  size_t claim(uint32_t run, size_t phase, size_t pieces);
+  // Items of the phase nobody has yet, as many as the division says for this share; empty if there are none.
+  Range claim(uint32_t run, size_t phase, const Division& division, Share share);
 
-  // Says that `done` claimed pieces are finished: all of a member's at once, so that members disturb each other little.
-  void finish(uint32_t run, size_t phase, size_t done, size_t pieces);
+  // Says that `done` claimed items are finished: all of a member's at once, so that members disturb each other little.
+  void finish(uint32_t run, size_t phase, size_t done, size_t items);
 
-  // Returns when all pieces of the phase are finished. What was written for them can then be read.
-  void await(uint32_t run, size_t phase, size_t pieces);
+  // Returns when all items of the phase are finished. What was written for them can then be read.
+  void await(uint32_t run, size_t phase, size_t items);
 
  private:
   // The upper half is the run a count belongs to, so that no count ever needs to be set back.
@@ -67,7 +67,7 @@ class Team {
 
   static void* live(void* member);
   void bring_phases_along();
-  bool is_done(uint32_t run, const Phase& phase, size_t pieces) const;
+  bool is_done(uint32_t run, const Phase& phase, size_t items) const;
 
   template <typename Condition>
   bool spin_until(const Condition& condition) const;

@@ -8,33 +8,41 @@
 namespace edgekit {
 
 struct Worker {
-  Worker(edgekit_session& of, const Job& its_job, unsigned member, uint32_t its_run)
+  Worker(edgekit_session& of, const Job& its_job, unsigned member, uint32_t its_run, Share its_share)
       : session(of),
         program(*of.program),
         info(of.program->info),
         ops(*of.program->ops),
         scratch(of.scratch[member]),
         job(its_job),
-        run(its_run) {}
+        run(its_run),
+        share_of_work(its_share) {}
 
-  // Does work(piece) for those of `pieces` that this thread gets, and returns when all are finished.
+  // Does work(range) for the ranges that this thread gets, and returns when all are finished.
   template <typename Work>
-  void share(size_t phase, size_t pieces, const Work& work) {
+  void share_ranges(size_t phase, const Division& division, const Work& work) {
     if (job.active == 1) {
-      for (size_t piece = 0; piece < pieces; ++piece) {
-        work(piece);
+      for (Range range; (range = division.next(range.end, {})).size() > 0;) {
+        work(range);
       }
       return;
     }
     Team& team = session.team;
     size_t done = 0;
-    for (size_t piece; (piece = team.claim(run, first_phase + phase, pieces)) != Team::kNone; ++done) {
-      work(piece);
+    for (Range range; (range = team.claim(run, first_phase + phase, division, share_of_work)).size() > 0;) {
+      work(range);
+      done += range.size();
     }
     if (done > 0) {
-      team.finish(run, first_phase + phase, done, pieces);
+      team.finish(run, first_phase + phase, done, division.items());
     }
-    team.await(run, first_phase + phase, pieces);
+    team.await(run, first_phase + phase, division.items());
+  }
+
+  // Does work(piece) for those of `pieces` that this thread gets, one at a time.
+  template <typename Work>
+  void share(size_t phase, size_t pieces, const Work& work) {
+    share_ranges(phase, Division::one_by_one(pieces), [&](Range range) { work(range.begin); });
   }
 
   // The same for every row below `rows`, kRowsPerPiece of them a piece.
@@ -62,6 +70,7 @@ struct Worker {
   Scratch& scratch;
   const Job job;
   const uint32_t run;
+  const Share share_of_work;  // of this thread
   size_t first_phase = 0;  // of the step at hand
 };
 

@@ -37,7 +37,7 @@ inline Program open(const Bytes& data, size_t bytes) {
 }
 
 inline Session start(const Program& program, uint32_t threads, uint32_t context = 0) {
-  const edgekit_session_options options = {context, threads, threads, 5};
+  const edgekit_session_options options = {context, threads, threads, 5, 0};
   edgekit_session* session = nullptr;
   edgekit_error error{};
   const edgekit_status status = edgekit_session_create(program.get(), &options, &session, &error);

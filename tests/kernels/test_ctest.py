@@ -67,6 +67,16 @@ def test_the_sanitizers_find_nothing(sanitized: Path, name: str) -> None:
     check(str(sanitized / name))
 
 
+def test_the_thread_sanitizer_finds_no_race(tmp_path: Path) -> None:
+    """The team alone: all that threads of a session share goes through it."""
+    sources = [ROOT / "tests" / "kernels" / "test_program_threads.cc", ROOT / "kernels" / "program" / "threads.cc"]
+    folders = [f"-I{ROOT / folder}" for folder in ("kernels", "kernels/include", "tests/kernels")]
+    program = tmp_path / "test_program_threads"
+    options = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", *folders]
+    check(os.environ.get("CXX", "c++"), *options, *map(str, sources), "-o", str(program))
+    check(str(program))
+
+
 @pytest.mark.emulator
 @pytest.mark.parametrize("cpu", ARM_CPUS)
 @pytest.mark.parametrize("name", SOURCES)

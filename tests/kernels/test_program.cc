@@ -5,6 +5,7 @@
 #include "edgekit/program.h"
 #include "program_builder.h"
 #include "program_handles.h"
+#include "program/session.h"
 
 namespace edgekit::testing {
 namespace {
@@ -146,6 +147,21 @@ TEST(neither_threads_nor_the_division_into_calls_change_a_bit) {
         CHECK_THAT(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0,
                    "threads = %u, chunk = %zu", threads, chunk);
       }
+    }
+  }
+}
+
+TEST(cpus_of_different_speeds_change_no_bit) {
+  const ModelShape shape = mixed_shape();
+  const Model model(shape);
+  const std::vector<uint32_t> ids = random_tokens(90, shape.vocab);
+  const std::vector<float> expected = forward(start(model.program, 1).get(), ids, 90, shape.vocab);
+  for (const CpuSpeeds& speeds : {CpuSpeeds{1, 1024, 1024}, CpuSpeeds{1024, 300, 20}, CpuSpeeds{77, 1000, 5}}) {
+    for (const size_t chunk : {size_t(1), size_t(19), size_t(90)}) {
+      const Session session = start(model.program, 3);
+      session->speeds = speeds;
+      const std::vector<float> found = forward(session.get(), ids, chunk, shape.vocab);
+      CHECK_THAT(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0, "chunk = %zu", chunk);
     }
   }
 }

@@ -1,5 +1,6 @@
-// The division of tiles into pieces: all of them, once, in order, large before small.
+// The division of work into ranges: all of it, once, in order, more for the faster.
 #include <initializer_list>
+#include <vector>
 
 #include "check.h"
 #include "program/division.h"
@@ -7,45 +8,70 @@
 namespace edgekit::testing {
 namespace {
 
-// True if the pieces cover [0, tiles) without gap or overlap and keep the bounds.
-bool covers(const Division& division, size_t tiles, size_t unit, size_t most) {
-  size_t at = 0;
-  for (size_t piece = 0; piece < division.count(); piece++) {
-    const size_t begin = division.begin(piece), end = division.end(piece);
-    const bool is_last = piece + 1 == division.count();
-    if (begin != at || end <= begin || end - begin > most) return false;
-    if (!is_last && (end - begin) % unit != 0) return false;
-    at = end;
+// Claims ranges for each share in turn. What each got; empty if a range breaks a bound.
+std::vector<size_t> claim_in_turn(const Division& division, size_t unit, size_t least, size_t most,
+                                  const std::vector<Share>& shares) {
+  std::vector<size_t> got(shares.size());
+  size_t taken = 0;
+  for (size_t turn = 0; taken < division.items(); turn = (turn + 1) % shares.size()) {
+    const Range range = division.next(taken, shares[turn]);
+    const bool is_last = range.end == division.items();
+    if (range.begin != taken || range.end <= taken || range.end > division.items()) return {};
+    if (range.size() > most || range.size() % unit != 0 || (!is_last && range.size() < least)) return {};
+    got[turn] += range.size();
+    taken = range.end;
   }
-  return at == tiles;
+  return got;
 }
 
-TEST(pieces_cover_all_tiles_once) {
-  for (const size_t tiles : {1u, 2u, 3u, 7u, 8u, 36u, 160u, 704u, 3072u, 65536u}) {
-    for (const size_t threads : {1u, 2u, 3u, 4u, 8u, 256u}) {
-      for (const size_t least : {1u, 2u, 6u}) {
-        CHECK_THAT(covers(Division::falling(tiles, 1, least, 1024, threads), tiles, 1, 1024), "%zu tiles, %zu threads",
-                   tiles, threads);
-        if (tiles % 2 == 0 && least % 2 == 0) {
-          CHECK_THAT(covers(Division::falling(tiles, 2, least, 1024, threads), tiles, 2, 1024),
-                     "%zu tiles in pairs, %zu threads", tiles, threads);
+TEST(ranges_cover_all_items_once_within_their_bounds) {
+  for (const size_t items : {2u, 4u, 6u, 8u, 36u, 160u, 704u, 3072u, 65536u}) {
+    for (const uint32_t threads : {1u, 2u, 3u, 4u, 8u, 256u}) {
+      for (const size_t unit : {1u, 2u}) {
+        for (const size_t least : {2u, 6u}) {
+          for (const size_t most : {6u, 1024u}) {
+            const Division division(items, unit, least, most);
+            CHECK_THAT(!claim_in_turn(division, unit, least, most, {{1, threads}}).empty(),
+                       "%zu items in units of %zu, %zu to %zu, %u threads", items, unit, least, most, threads);
+          }
         }
       }
     }
-    CHECK(covers(Division::equal(tiles, 4), tiles, 4, 4));
   }
 }
 
-TEST(two_threads_get_eighths_then_sixteenths_of_the_tiles) {
-  const Division division = Division::falling(704, 2, 2, 1024, 2);
-  // 704 / 8 = 88, four of them; the other 352 / 8 = 44, four; 176 / 8 = 22, four; 88 / 8 = 11, in pairs 10, four.
-  CHECK(division.end(0) == 88 && division.begin(4) == 352);
-  CHECK(division.end(4) == 396 && division.begin(8) == 528);
-  CHECK(division.end(8) == 550 && division.begin(12) == 616);
-  CHECK(division.end(12) == 626 && division.begin(16) == 656);
+TEST(each_of_two_equal_threads_takes_a_quarter_of_what_is_left) {
+  const Division division(704, 2, 2, 1024);
+  const Share half = {1, 2};
+  CHECK(division.next(0, half).end == 176);
+  CHECK(division.next(176, half).end == 176 + 132);
+  // 396 / 4 = 99, in pairs 98.
+  CHECK(division.next(308, half).end == 308 + 98);
+  CHECK(division.next(700, half).end == 702);
+  CHECK(division.next(702, half).end == 704);
 }
 
-TEST(no_division_makes_no_pieces) { CHECK(Division::equal(0, 1).count() == 0); }
+TEST(a_thread_takes_as_much_as_it_is_fast) {
+  const Division division(100000, 1, 1, 100000);
+  // 3 of 4 parts of a half, then 1 of 4 parts of half of the other 62500.
+  CHECK(division.next(0, {768, 1024}).end == 37500);
+  CHECK(division.next(37500, {256, 1024}).end == 37500 + 7812);
+  const std::vector<size_t> got = claim_in_turn(division, 1, 1, 100000, {{300, 400}, {100, 400}});
+  CHECK_THAT(got.size() == 2 && got[0] > 3 * got[1] && got[0] < 5 * got[1], "%zu and %zu", got[0], got[1]);
+}
+
+TEST(the_largest_speeds_and_counts_do_not_overflow) {
+  const Division division(UINT32_MAX, 1, 1, SIZE_MAX);
+  CHECK(division.next(0, {UINT32_MAX, UINT32_MAX}).end == UINT32_MAX / 2);
+}
+
+TEST(items_one_by_one_are_ranges_of_one) {
+  const Division division = Division::one_by_one(3);
+  CHECK(division.next(0, {1, 1}).end == 1);
+  CHECK(division.next(2, {1, 1}).end == 3);
+  CHECK(division.next(3, {1, 1}).size() == 0);
+  CHECK(Division::one_by_one(0).next(0, {1, 1}).size() == 0);
+}
 
 }  // namespace
 }  // namespace edgekit::testing

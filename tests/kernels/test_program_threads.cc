@@ -1,4 +1,4 @@
-// Teams: every piece is done once and before the next phase, whoever is late.
+// Teams: every item is done once and before the next phase, whoever is late or slow.
 #include <time.h>
 
 #include <atomic>
@@ -18,10 +18,11 @@ void sleep_milliseconds(long milliseconds) {
 // Each phase adds one to every number, after looking whether all were what the phase before left.
 struct Counting {
   static constexpr size_t kPhases = 20;
-  static constexpr size_t kPieces = 13;
+  static constexpr size_t kItems = 37;
   static constexpr uint32_t kMostRuns = 1000;
 
-  std::vector<int> numbers = std::vector<int>(kPieces, 0);
+  const Division division = Division(kItems, 1, 1, kItems);
+  std::vector<int> numbers = std::vector<int>(kItems, 0);
   std::atomic<int> wrong{0};
   std::atomic<int> begun{0};
   uint32_t runs_before = 0;  // that did no work
@@ -37,16 +38,21 @@ struct Counting {
     if (member != 0 && member == self.late_member) self.wait_to_be_let_go();
     for (size_t phase = 0; phase < kPhases; phase++) {
       size_t done = 0;
-      for (size_t piece; (piece = self.team.claim(run, phase, kPieces)) != Team::kNone; done++) {
-        const int expected = static_cast<int>((run - self.runs_before - 1) * kPhases + phase);
-        // A neighbour's number: it is complete only if phases do not overlap.
-        const int neighbour = __atomic_load_n(&self.numbers[(piece + 1) % kPieces], __ATOMIC_RELAXED);
-        if (self.numbers[piece] != expected || neighbour < expected) self.wrong++;
-        __atomic_store_n(&self.numbers[piece], expected + 1, __ATOMIC_RELAXED);
+      const Share share = {member + 1, 10};
+      for (Range range; (range = self.team.claim(run, phase, self.division, share)).size() > 0; done += range.size()) {
+        for (size_t item = range.begin; item < range.end; item++) self.count(run, phase, item);
       }
-      if (done > 0) self.team.finish(run, phase, done, kPieces);
-      self.team.await(run, phase, kPieces);
+      if (done > 0) self.team.finish(run, phase, done, kItems);
+      self.team.await(run, phase, kItems);
     }
+  }
+
+  void count(uint32_t run, size_t phase, size_t item) {
+    const int expected = static_cast<int>((run - runs_before - 1) * kPhases + phase);
+    // A neighbour's number: it is complete only if phases do not overlap.
+    const int neighbour = __atomic_load_n(&numbers[(item + 1) % kItems], __ATOMIC_RELAXED);
+    if (numbers[item] != expected || neighbour < expected) wrong++;
+    __atomic_store_n(&numbers[item], expected + 1, __ATOMIC_RELAXED);
   }
 
   // For so long that only a team that waits for this member makes it give up.
@@ -65,7 +71,7 @@ struct Counting {
   }
 };
 
-TEST(every_piece_is_done_once_and_phases_do_not_overlap) {
+TEST(every_item_is_done_once_and_phases_do_not_overlap) {
   for (const unsigned threads : {1u, 2u, 3u, 8u}) {
     for (const uint32_t spin : {0u, 50u}) {
       Counting counting;
@@ -112,6 +118,54 @@ TEST(a_member_that_comes_late_holds_nobody_up) {
     CHECK(counting.all_are(run * static_cast<int>(Counting::kPhases)));
   }
   CHECK(counting.wrong == 0);
+}
+
+// One phase a run. A slow member keeps its first range of a run until all others are claimed.
+struct Unequal {
+  static constexpr size_t kItems = 1000;
+
+  const Division division = Division(kItems, 2, 2, kItems);
+  std::vector<Share> shares;
+  std::atomic<size_t> claimed{0};
+  std::atomic<size_t> got[2] = {};
+  std::atomic<bool> slow_has_begun{false};
+  Team team;
+
+  static void work(void* context, unsigned member, uint32_t run) {
+    auto& self = *static_cast<Unequal*>(context);
+    // The caller leaves the first range to the slow member.
+    while (member == 0 && !self.slow_has_begun) sleep_milliseconds(1);
+    size_t done = 0;
+    for (Range range; (range = self.team.claim(run, 0, self.division, self.shares[member])).size() > 0;) {
+      self.claimed += range.size();
+      if (member == 1) self.slow_has_begun = true;
+      while (member == 1 && self.claimed < kItems) sleep_milliseconds(1);
+      done += range.size();
+    }
+    self.got[member] += done;
+    if (done > 0) self.team.finish(run, 0, done, kItems);
+    self.team.await(run, 0, kItems);
+  }
+
+  void run_once() {
+    CHECK(team.start(2, 1, 50, work, this));
+    team.run(2);
+    CHECK(got[0] + got[1] == kItems);
+  }
+};
+
+TEST(a_slow_member_gets_its_first_range_and_the_others_the_rest) {
+  Unequal equals;
+  equals.shares = {{1, 2}, {1, 2}};
+  equals.run_once();
+  CHECK_THAT(equals.got[1] == 250, "%zu", equals.got[1].load());
+}
+
+TEST(a_member_known_to_be_slow_gets_a_shorter_range) {
+  Unequal unequal;
+  unequal.shares = {{900, 1000}, {100, 1000}};
+  unequal.run_once();
+  CHECK_THAT(unequal.got[1] == 50, "%zu", unequal.got[1].load());
 }
 
 TEST(members_that_are_not_active_are_not_called) {

@@ -80,6 +80,7 @@ typedef struct edgekit_session_options {
   uint32_t decode_threads;   // 0: what the plan advises, at most the CPUs online
   uint32_t prefill_threads;  // 0: the same
   uint32_t spin_microseconds;  // wait actively so long at a barrier before sleeping; UINT32_MAX: 50
+  uint32_t keep_to_fast_cpus;  // not 0: the n-th of the threads it starts runs on CPUs as fast as the n-th fastest
 } edgekit_session_options;
 
 typedef struct edgekit_memory {
