@@ -32,6 +32,9 @@ MANIFEST: Final = "manifest.json"
 PROGRAM: Final = "model.edge"
 RUNNER: Final = "edgekit-run"
 TOKENIZER: Final = "tokenizer.json"
+# What a bundle remembers of the machine it was calibrated on: beside the others, in no manifest.
+CALIBRATION: Final = PROGRAM + ".calibration"
+CALIBRATION_LIMIT: Final = Bytes(4096)
 
 # The file that each engine runs, and what must be there with it.
 MODELS: Final[Mapping[str, str]] = {"native": PROGRAM, "onnxruntime": "model.onnx"}
@@ -137,6 +140,11 @@ class Bundle(Contents):
     def runner(self) -> Path:
         """The static program that runs the model; only native bundles have one."""
         return self.path / RUNNER
+
+    @property
+    def calibration(self) -> Path:
+        """Where the numbers of threads are that were found best, if they were sought (`bench --calibrate`)."""
+        return self.path / CALIBRATION
 
 
 class Draft:
@@ -248,15 +256,30 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)
 
 
+def remember_calibration(bundle: Bundle, content: bytes) -> None:
+    """Puts a calibration beside the bundle's program, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.path.resolve().parent) as folder:
+        new = Path(folder) / CALIBRATION
+        with writing(bundle.calibration):
+            new.write_bytes(content)
+            sync_tree(Path(folder))
+            new.replace(bundle.calibration)
+    sync_folder(bundle.path)
+
+
 def verify_bundle(bundle: Bundle) -> None:
     """Checks that the folder holds the files of the manifest and no others: every size, then every digest.
+
+    A calibration may be there too: it is of the machine, and whoever reads it believes nothing of it unchecked.
 
     Raises:
         Damaged: a file that is missing, altered, not a plain file, or not in the manifest.
     """
     hint = "copy the bundle again, or compile again"
     for entry in sorted(os.scandir(bundle.path), key=lambda entry: entry.name):
-        if entry.name != MANIFEST and entry.name not in bundle.files:
+        if entry.name == CALIBRATION and entry.name not in bundle.files:
+            _check_calibration(bundle.calibration)
+        elif entry.name != MANIFEST and entry.name not in bundle.files:
             raise Damaged(f"{entry.name} is in the bundle but not in its {MANIFEST}", hint="remove it")
     for name, file in bundle.files.items():
         path = bundle.path / name
@@ -273,6 +296,12 @@ def verify_bundle(bundle: Bundle) -> None:
     for name, file in bundle.files.items():
         if _sha256(bundle.path / name) != file.sha256:
             raise Damaged(f"{name} of the bundle is not what its {MANIFEST} says", hint=hint)
+
+
+def _check_calibration(file: Path) -> None:
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > CALIBRATION_LIMIT:
+        raise Damaged(f"{file.name} of the bundle is not a plain file of at most {CALIBRATION_LIMIT}", hint="remove it")
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

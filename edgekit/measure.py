@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bundle import Bundle, verify_bundle
+from edgekit.bundle import CALIBRATION, CALIBRATION_LIMIT, Bundle, verify_bundle
 from edgekit.coherence import Logits, Tokens
 from edgekit.device import Device
-from edgekit.errors import DeviceUnavailable, GateFailed
+from edgekit.errors import DeviceUnavailable, GateFailed, UsageError
 from edgekit.replies import MESSAGE_LIMIT, REPORT_LIMIT, elf_machine, is_row, parse_report, refusal, table, token_list
 from edgekit.transports import Completed, printable
 from edgekit.units import Bytes, Seconds
@@ -30,6 +30,7 @@ EMULATED = "emulated: time has no meaning here and is left out"
 # Standard deviation of a rate, as a share of it, above which the rate is doubtful.
 MOST_SPREAD = 0.1
 _PROGRAM = "edgekit-run"
+_CALIBRATION_HEADING = b"edgekit-calibration 1\n"
 # Beginnings of edgekit-run's warnings (devices/runner/measurement.cc) that say nothing where there is no time.
 _DOUBTS_OF_TIME = (
     "emulated",
@@ -132,13 +133,44 @@ class BenchRow:
         return [self.tokens / seconds for seconds in self.samples_seconds or ()]
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A number of threads that a calibration tried, and whether it is the one for its test."""
+
+    test: str
+    threads: int
+    chosen: bool
+    tokens: int
+    samples_seconds: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the median sample: what the choice is by."""
+        return self.tokens / statistics.median_low(self.samples_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a calibration tried, and the file that makes the device remember it."""
+
+    trials: tuple[Trial, ...]
+    content: bytes
+    measurement: Measurement
+
+
 class Runner:
     """A model on a device, ready to be run there."""
 
     def __init__(
-        self, device: Device, *, model: Path, program: Path | None, timeout: Seconds = DEFAULT_TIMEOUT
+        self,
+        device: Device,
+        *,
+        model: Path,
+        program: Path | None,
+        calibration: Path | None = None,
+        timeout: Seconds = DEFAULT_TIMEOUT,
     ) -> None:
-        """Puts `model` and the static `program` that runs it on the device.
+        """Puts `model` and the static `program` that runs it on the device, with the `calibration` if there is one.
 
         Without a program, `model` is run by ONNX Runtime in this Python, which takes the words of edgekit-run.
 
@@ -159,6 +191,8 @@ class Runner:
             command = shlex.join([sys.executable, "-P", "-m", "edgekit.engines.host"])
             device.transport.write(f'#!/bin/sh\nexec {command} "$@"\n'.encode(), _PROGRAM, executable=True)
         device.transport.put(model, self._model)
+        if calibration is not None:
+            device.transport.put(calibration, CALIBRATION)
 
     def generate(
         self,
@@ -209,6 +243,26 @@ class Runner:
         doubts = tuple(doubt for row in found if (doubt := _doubt(row)))
         return found, replace(measurement, warnings=measurement.warnings + doubts)
 
+    def calibrate(self) -> Calibration:
+        """Tries numbers of threads for prefill and for decoding.
+
+        Raises:
+            UsageError: the device is emulated.
+        """
+        if self.device.transport.emulated:
+            raise UsageError(
+                f"the device '{self.device.name}' is emulated and cannot be calibrated: its time has no meaning",
+                hint="--device local, or calibrate on the board: edgekit-run calibrate model.edge",
+            )
+        report = parse_report(self._run("calibrate", "--json", "-").stdout)
+        rows = report.get("rows")
+        if not isinstance(rows, list) or not rows:
+            raise DeviceUnavailable("the device's report of the calibration has no rows")
+        content = self._read(CALIBRATION, CALIBRATION_LIMIT)
+        if not content.startswith(_CALIBRATION_HEADING):
+            raise DeviceUnavailable("the device's calibration is not one that this edgekit reads")
+        return Calibration(tuple(map(_trial, rows)), content, self._measurement(report))
+
     def probe(self) -> Measurement:
         """The bundle's own probe: coherence against the reference that was recorded when it was compiled."""
         report = parse_report(self._run("probe", "--json", "-").stdout)
@@ -241,9 +295,12 @@ class Runner:
         return done
 
     def _fetch(self, remote: str) -> dict[str, Any]:
+        return parse_report(self._read(remote, REPORT_LIMIT))
+
+    def _read(self, remote: str, limit: Bytes) -> bytes:
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-            self.device.transport.get(remote, Path(folder) / "report", limit=REPORT_LIMIT)
-            return parse_report((Path(folder) / "report").read_bytes())
+            self.device.transport.get(remote, Path(folder) / "fetched", limit=limit)
+            return (Path(folder) / "fetched").read_bytes()
 
     def _row(self, row: object) -> BenchRow:
         if not isinstance(row, dict) or not is_row(row):
@@ -283,7 +340,8 @@ def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TI
     """
     verify_bundle(bundle)
     program = bundle.runner if bundle.engine == "native" else None
-    return Runner(device, model=bundle.model, program=program, timeout=timeout)
+    calibration = bundle.calibration if program is not None and bundle.calibration.exists() else None
+    return Runner(device, model=bundle.model, program=program, calibration=calibration, timeout=timeout)
 
 
 def _check_machine(program: Path, device: Device) -> None:
@@ -293,6 +351,13 @@ def _check_machine(program: Path, device: Device) -> None:
             f"the bundle is for {made_for}, the device '{device.name}' runs {runs}",
             hint="--device qemu:TARGET emulates an Arm target; or compile with --target host",
         )
+
+
+def _trial(row: object) -> Trial:
+    if not isinstance(row, dict) or not is_row(row) or not isinstance(row.get("chosen"), bool):
+        raise DeviceUnavailable("the device's report of the calibration has a malformed row")
+    samples = tuple(map(float, row["samples"]))
+    return Trial(printable(row["test"])[:MESSAGE_LIMIT], row["threads"], row["chosen"], row["tokens"], samples)
 
 
 def _doubt(row: BenchRow) -> str:

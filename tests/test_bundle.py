@@ -15,6 +15,7 @@ from edgekit.bundle import (
     draft_bundle,
     find_runner,
     open_bundle,
+    remember_calibration,
     verify_bundle,
 )
 from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported, UsageError
@@ -248,6 +249,28 @@ def test_every_kind_of_damage_is_found_and_named(tmp_path: Path, act: Callable[[
         verify_bundle(bundle)
     assert caught.value.message == message
     assert caught.value.exit_code == 7
+
+
+def test_a_bundle_remembers_its_last_calibration_and_nothing_else_changes(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "out")
+    manifest = (bundle.path / "manifest.json").read_bytes()
+    for content in (b"edgekit-calibration 1\n", b"another"):
+        remember_calibration(bundle, content)
+        assert (bundle.path / "model.edge.calibration").read_bytes() == content
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    verify_bundle(open_bundle(bundle.path))
+    assert (bundle.path / "manifest.json").read_bytes() == manifest
+
+
+def test_a_calibration_that_is_too_long_or_no_plain_file_is_refused(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "out")
+    bundle.calibration.write_bytes(bytes(4097))
+    with pytest.raises(Damaged, match=r"model\.edge\.calibration of the bundle is not a plain file of at most"):
+        verify_bundle(bundle)
+    bundle.calibration.unlink()
+    bundle.calibration.symlink_to("/dev/zero")
+    with pytest.raises(Damaged, match=r"model\.edge\.calibration of the bundle is not a plain file of at most"):
+        verify_bundle(bundle)
 
 
 def test_sizes_are_checked_before_any_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +276,26 @@ def test_bench_writes_the_formats_it_offers(bundle):
     assert table[0].split()[:3] == ["bundle", "device", "test"] and len(table) == 6
     markdown = bench(bundle, "-o", "md").splitlines()
     assert markdown[1].startswith("| --- |") and len(markdown) == 6
+
+
+def test_bench_calibrates_and_the_bundle_remembers(bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    rows = json.loads(run("bench", copy, "--calibrate", "--json").stdout)
+    chosen = {row["test"][:2]: row["threads"] for row in rows if row["chosen"]}
+    assert len(chosen) == 2 and len(rows) >= 2
+    assert f"\ndecode_threads {chosen['tg']}\n" in (copy / "model.edge.calibration").read_text()
+    rows = json.loads(run("bench", copy, "-p", 0, "-n", 4, "-r", 1, "--json").stdout)
+    assert (rows[0]["threads"], rows[0]["threads_from"]) == (chosen["tg"], "calibrated")
+    rows = json.loads(run("bench", copy, "-p", 0, "-n", 4, "-r", 1, "-t", 1, "--json").stdout)
+    assert rows[0]["threads_from"] == "asked"
+    table = run("bench", copy, "--calibrate").stdout.splitlines()
+    assert table[0].split() == ["test", "threads", "tokens/s", "chosen"]
+    run("verify", copy)
+
+
+def test_bench_refuses_to_calibrate_with_tests_of_its_own_choice(bundle):
+    for options in (("-t", 2), ("-p", 8), ("-n", 8), ("-o", "csv")):
+        assert "--calibrate chooses its own tests" in run("bench", bundle, "--calibrate", *options, code=2).stderr
 
 
 def test_bench_takes_lengths_that_fit_the_context_by_default(bundle):

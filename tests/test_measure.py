@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgekit.errors import Damaged, DeviceUnavailable, GateFailed
+from edgekit.errors import Damaged, DeviceUnavailable, GateFailed, UsageError
 from edgekit.measure import EMULATED, BenchRow, Resources, Runner, Sampling
 from edgekit.testing import FakeDevice, Reply, make_program_header
 
@@ -256,3 +256,56 @@ def test_a_measurement_has_the_parts_of_schema_1(start):
     found = generate(start(replied(REPORT))).measurement.as_json()
     assert list(found) == ["schema", "latency", "memory", "bandwidth", "coherence", "device", "warnings"]
     assert found["schema"] == 1
+
+
+CALIBRATION = b"edgekit-calibration 1\ncpu x\n"
+TRIALS = [
+    {"test": "tg64", "threads": 1, "depth": 0, "tokens": 64, "chosen": True, "samples": [0.5, 0.25, 1.0]},
+    {"test": "tg64", "threads": 2, "depth": 0, "tokens": 64, "chosen": False, "samples": [1.0]},
+]
+
+
+def calibrated(rows=TRIALS, content=CALIBRATION):
+    report = REPORT | {"rows": rows}
+    return Reply("calibrate", json.dumps(report).encode(), files={"model.edge.calibration": content})
+
+
+def test_a_calibration_is_what_was_tried_and_the_file_that_remembers_it(start):
+    found = start(calibrated()).calibrate()
+    assert [(trial.test, trial.threads, trial.chosen) for trial in found.trials] == [
+        ("tg64", 1, True),
+        ("tg64", 2, False),
+    ]
+    assert [trial.tokens_per_second for trial in found.trials] == [128.0, 64.0]
+    assert found.content == CALIBRATION
+
+
+def test_an_emulated_device_is_not_calibrated(start):
+    runner = start(emulated=True)
+    with pytest.raises(UsageError, match=r"the device 'fake' is emulated and cannot be calibrated"):
+        runner.calibrate()
+    assert runner.device.transport.calls == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "content", "message"),
+    [
+        ([], CALIBRATION, "has no rows"),
+        ("rows", CALIBRATION, "has no rows"),
+        ([TRIALS[0] | {"chosen": 1}], CALIBRATION, "a malformed row"),
+        ([TRIALS[0] | {"samples": [0]}], CALIBRATION, "a malformed row"),
+        (TRIALS, b"\x7fELF", "is not one that this edgekit reads"),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused(start, rows, content, message):
+    with pytest.raises(DeviceUnavailable, match=message):
+        start(calibrated(rows, content)).calibrate()
+
+
+def test_a_calibration_goes_to_the_device_with_the_model(tmp_path):
+    for name in ("model.edge", "kept"):
+        (tmp_path / name).write_bytes(CALIBRATION)
+    device = FakeDevice([])
+    program = make_program_header(tmp_path / "edgekit-run")
+    Runner(device, program=program, model=tmp_path / "model.edge", calibration=tmp_path / "kept")
+    assert device.transport.put_files["model.edge.calibration"] == CALIBRATION

@@ -125,6 +125,7 @@ Machine read_machine() {
   CPU_ZERO(&set);
   const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
   machine.cpus = known ? static_cast<uint32_t>(CPU_COUNT(&set)) : count_configured_cpus();
+  machine.present_cpus = read_file("/sys/devices/system/cpu/present");
   machine.page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   machine.emulated = is_emulated(cpuinfo);
   return machine;

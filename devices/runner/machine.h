@@ -25,7 +25,8 @@ struct Machine {
   std::string cpu;
   std::string system;  // kernel name, release and machine
   std::string governor;
-  uint32_t cpus;  // that this process may run on
+  uint32_t cpus;             // that this process may run on
+  std::string present_cpus;  // all there are, as the system writes it: "0-3"
   uint64_t page_bytes;
   bool emulated;
 };

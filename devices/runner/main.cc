@@ -18,6 +18,7 @@ constexpr char kUsageText[] =
     "                     [--top-k 40] [--top-p 0.95] [--repetition-penalty 1] [--seed 0] [--raw] [--threads N]\n"
     "                     [--prefill-threads N] [--context N] [--json FILE]\n"
     "edgekit-run bench MODEL [-p 512] [-n 128] [-d 0] [-r 5] [-t 1,2] [--json FILE]\n"
+    "edgekit-run calibrate MODEL [--json FILE]\n"
     "edgekit-run probe MODEL [--probe FILE] [--threads N] [--prefill-threads N] [--context N] [--json FILE]\n"
     "edgekit-run logits MODEL --token-file FILE --out FILE [--chunk N] [--start N] [--threads N]\n"
     "                     [--prefill-threads N] [--context N]\n"
@@ -34,8 +35,9 @@ struct Verb {
 };
 
 constexpr Verb kVerbs[] = {
-    {"generate", generate}, {"bench", bench}, {"probe", probe},   {"logits", logits}, {"tokenize", tokenize},
-    {"detokenize", detokenize}, {"info", info}, {"verify", verify}, {"cpu", cpu},
+    {"generate", generate}, {"bench", bench},       {"calibrate", calibrate},   {"probe", probe},
+    {"logits", logits},     {"tokenize", tokenize}, {"detokenize", detokenize}, {"info", info},
+    {"verify", verify},     {"cpu", cpu},
 };
 
 // The first Ctrl-C ends the work between two tokens, the second ends the program.

@@ -18,6 +18,11 @@ double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
+const char* name_of(ThreadsFrom from) {
+  constexpr const char* kNames[] = {"asked", "calibrated", "plan"};
+  return kNames[static_cast<size_t>(from)];
+}
+
 void write_reading(const char* name, const Reading& reading, Json* json) {
   json->key(name).open_object();
   json->list("clocks_hz", reading.clocks_hz);
@@ -40,6 +45,9 @@ Measurement::Measurement(const Model& model, const Session& session)
     : model_(model), session_(session), machine_(read_machine()), before_(read_clocks_and_temperatures()) {
   if (edgekit_program_fell_back(model_.program()) != 0) {
     warn("this CPU does not run the planned kernels; slower ones took their place");
+  }
+  if (!session_.calibration_doubt().empty()) {
+    warn(session_.calibration_doubt());
   }
 }
 
@@ -121,6 +129,8 @@ void Measurement::write_device(Json* json) const {
   json->member("cores", machine_.cpus);
   json->member("decode_threads", session_.decode_threads());
   json->member("prefill_threads", session_.prefill_threads());
+  json->member("decode_threads_from", name_of(session_.decode_threads_from()));
+  json->member("prefill_threads_from", name_of(session_.prefill_threads_from()));
   json->member("page_bytes", machine_.page_bytes);
   json->key("governor");
   machine_.governor.empty() ? json->null() : json->value(machine_.governor);

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 
+#include "calibration.h"
 #include "clock.h"
 #include "edgekit/cpu.h"
 #include "failure.h"
@@ -81,15 +83,36 @@ void Model::expect_use() const {
   madvise(reinterpret_cast<void*>(start), reinterpret_cast<uintptr_t>(data_) + bytes_ - start, MADV_WILLNEED);
 }
 
-Session::Session(const Model& model, const edgekit_session_options& options) : path_(model.path()) {
+Session::Session(const Model& model, edgekit_session_options options)
+    : path_(model.path()),
+      decode_threads_from_(options.decode_threads > 0 ? ThreadsFrom::kAsked : ThreadsFrom::kPlan),
+      prefill_threads_from_(options.prefill_threads > 0 ? ThreadsFrom::kAsked : ThreadsFrom::kPlan) {
   const double start = seconds_now();
   model.expect_use();
+  calibrate(model, &options);
   edgekit_error error{};
   const edgekit_status status = edgekit_session_create(model.program(), &options, &session_, &error);
   if (status != EDGEKIT_OK) {
     fail(status, error, path_);
   }
   create_seconds_ = seconds_now() - start;
+}
+
+void Session::calibrate(const Model& model, edgekit_session_options* options) {
+  if (options->decode_threads > 0 && options->prefill_threads > 0) {
+    return;
+  }
+  const Calibration found = find_calibration(model, &calibration_doubt_);
+  const uint32_t cpus = CpuSpeeds::read().count();
+  const auto take = [&](uint32_t calibrated, uint32_t* threads, ThreadsFrom* from) {
+    if (*threads == 0 && calibrated > 0) {
+      *threads = std::min(calibrated, cpus);
+      *from = ThreadsFrom::kCalibrated;
+      options->keep_to_fast_cpus = 1;
+    }
+  };
+  take(found.decode_threads, &options->decode_threads, &decode_threads_from_);
+  take(found.prefill_threads, &options->prefill_threads, &prefill_threads_from_);
 }
 
 Session::~Session() { edgekit_session_free(session_); }

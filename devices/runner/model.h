@@ -42,10 +42,14 @@ class Model {
   double load_seconds_ = 0;
 };
 
-// A session that throws Failure instead of returning a status.
+// Where a number of threads comes from: the command line, the calibration beside the model, or the plan.
+enum class ThreadsFrom { kAsked, kCalibrated, kPlan };
+
+// A session that throws Failure instead of returning a status. Numbers of threads that are not asked for are those of the
+// calibration, if there is one.
 class Session {
  public:
-  Session(const Model& model, const edgekit_session_options& options);
+  Session(const Model& model, edgekit_session_options options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -58,13 +62,24 @@ class Session {
   uint32_t context() const { return edgekit_session_context(session_); }
   uint32_t decode_threads() const { return edgekit_session_decode_threads(session_); }
   uint32_t prefill_threads() const { return edgekit_session_prefill_threads(session_); }
+  ThreadsFrom decode_threads_from() const { return decode_threads_from_; }
+  ThreadsFrom prefill_threads_from() const { return prefill_threads_from_; }
+
+  // Why the calibration beside the model was ignored; empty if it was not.
+  const std::string& calibration_doubt() const { return calibration_doubt_; }
+
   edgekit_memory memory() const { return edgekit_session_memory(session_); }
   uint64_t products(const edgekit_gemm_kernel& kernel) const { return edgekit_session_products(session_, &kernel); }
   uint64_t attended_bytes(uint32_t position) const { return edgekit_session_attended_bytes(session_, position); }
   double create_seconds() const { return create_seconds_; }
 
  private:
+  void calibrate(const Model& model, edgekit_session_options* options);
+
   std::string path_;
+  std::string calibration_doubt_;
+  ThreadsFrom decode_threads_from_;
+  ThreadsFrom prefill_threads_from_;
   edgekit_session* session_ = nullptr;
   double create_seconds_ = 0;
 };

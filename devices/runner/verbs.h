@@ -5,6 +5,7 @@ namespace edgekit::runner {
 
 void generate(int count, char** words);
 void bench(int count, char** words);
+void calibrate(int count, char** words);
 void probe(int count, char** words);
 void logits(int count, char** words);
 void tokenize(int count, char** words);

@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from edgekit.bundle import Bundle, open_bundle
+from edgekit.bundle import Bundle, open_bundle, remember_calibration
 from edgekit.cli import _options
 from edgekit.cli._console import parse_counts, say, show, show_json, show_table, warn
 from edgekit.device import open_device
@@ -26,7 +27,12 @@ _PREFILL, _GENERATED = 512, 128
 @click.option("-n", "generated", metavar="N[,N]", help="Generated lengths; 0: none. Default: 128, or half the context.")
 @click.option("-d", "depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens in the cache before.")
 @click.option("-r", "runs", type=click.IntRange(1), default=5, show_default=True, help="Samples of each test.")
-@click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: what the plan advises.")
+@click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: as calibrated, or planned.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Find the numbers of threads that are best on the device; the bundle remembers them.",
+)
 @click.option(
     "-o", "output", type=click.Choice(["table", "json", "jsonl", "csv", "md"]), default="table", show_default=True
 )
@@ -41,6 +47,7 @@ def command(
     depth: int,
     runs: int,
     threads: str | None,
+    calibrate: bool,
     output: str,
     timeout: float,
     as_json: bool,
@@ -51,6 +58,11 @@ def command(
     threads read from memory in the same run. Emulated devices have no time: their rates are empty.
     """
     opened = open_bundle(bundle)
+    if calibrate:
+        if prompt or generated or threads or depth or output not in ("table", "json"):
+            raise UsageError("--calibrate chooses its own tests", hint="leave -p, -n, -d and -t out; -o table or json")
+        _calibrate(opened, device, Seconds(timeout), as_json=as_json or output == "json")
+        return
     prompts = _lengths(prompt, "-p", min(_PREFILL, opened.context))
     lengths = _lengths(generated, "-n", min(_GENERATED, max(1, opened.context // 2)))
     if depth + max((*prompts, *lengths), default=0) > opened.context:
@@ -74,6 +86,27 @@ def command(
     _SHOW["json" if as_json else output]([as_record(opened, row, measurement) for row in rows])
 
 
+def _calibrate(bundle: Bundle, device: str, timeout: Seconds, *, as_json: bool) -> None:
+    if bundle.engine != "native":
+        raise UsageError(f"a bundle for {bundle.engine} cannot be calibrated", hint="compile with --engine native")
+    with open_device(device) as machine:
+        say(f"{bundle.name} on {machine.name} ...")
+        found = open_runner(bundle, machine, timeout=timeout).calibrate()
+    remember_calibration(bundle, found.content)
+    for text in found.measurement.warnings:
+        warn(text)
+    if as_json:
+        show_json(
+            [asdict(trial) | {"device": device, "tokens_per_second": trial.tokens_per_second} for trial in found.trials]
+        )
+    else:
+        rows = [
+            (trial.test, trial.threads, f"{trial.tokens_per_second:.2f}", "yes" if trial.chosen else "")
+            for trial in found.trials
+        ]
+        show_table(("test", "threads", "tokens/s", "chosen"), rows)
+
+
 def as_record(bundle: Bundle, row: BenchRow, measurement: Measurement) -> dict[str, object]:
     """One row with everything needed to read it later; null where a figure has no meaning."""
     return {
@@ -84,6 +117,9 @@ def as_record(bundle: Bundle, row: BenchRow, measurement: Measurement) -> dict[s
         "emulated": measurement.device.get("emulated"),
         "test": row.test,
         "threads": row.threads,
+        "threads_from": measurement.device.get(
+            "prefill_threads_from" if row.test.startswith("pp") else "decode_threads_from"
+        ),
         "depth": row.depth,
         "tokens": row.tokens,
         "tokens_per_second": row.tokens_per_second,

@@ -11,6 +11,7 @@
 #include "edgekit/cpu.h"
 #include "failure.h"
 #include "json.h"
+#include "machine.h"
 #include "program/probe_format.h"
 #include "program_builder.h"
 #include "program_handles.h"
@@ -522,6 +523,45 @@ TEST(a_damaged_probe_is_refused_and_never_crashes) {
       CHECK_THAT(code == 0 || code == 7 || code == 3, "byte %zu: %d", at, code);
     }
   }
+}
+
+TEST(a_calibration_is_remembered_beside_the_model_and_gives_way_to_what_is_asked) {
+  Files files([](ProgramWriter*) {}, 32);
+  const std::string path = files.folder.name("model.edge.calibration");
+  const std::vector<std::string> words = {files.model, "--tokens", "5", "-n", "3", "--json", files.json};
+  CHECK(run(runner::generate, words).exit_code == 0);
+  CHECK(has(read_file(files.json), "\"decode_threads_from\":\"plan\",\"prefill_threads_from\":\"plan\""));
+
+  const Failure failure = run(runner::calibrate, {files.model, "--json", files.json});
+  if (runner::read_machine().emulated) {
+    CHECK(failure.exit_code == runner::kUsage && has(failure.message, "an emulated machine cannot be calibrated"));
+    CHECK(read_file(path).empty());
+    return;
+  }
+  CHECK_THAT(failure.exit_code == 0, "%s", failure.message.c_str());
+  const std::string report = read_file(files.json);
+  CHECK(has(report, "\"test\":\"tg") && has(report, "\"test\":\"pp") && has(report, "\"chosen\":true"));
+  const double decode = number_at(report, "decode_threads");
+  CHECK(has(read_file(path), "\ndecode_threads " + std::to_string(static_cast<int>(decode)) + "\n"));
+
+  CHECK(run(runner::generate, words).exit_code == 0);
+  CHECK(has(read_file(files.json), "\"decode_threads_from\":\"calibrated\",\"prefill_threads_from\":\"calibrated\""));
+  CHECK(number_at(read_file(files.json), "decode_threads") == decode);
+  std::vector<std::string> asked = words;
+  asked.insert(asked.end(), {"--threads", "3"});
+  CHECK(run(runner::generate, asked).exit_code == 0);
+  CHECK(has(read_file(files.json), "\"decode_threads_from\":\"asked\""));
+  CHECK(number_at(read_file(files.json), "decode_threads") == 3);
+}
+
+TEST(a_calibration_that_cannot_be_used_is_one_warning) {
+  Files files([](ProgramWriter*) {}, 32);
+  files.folder.write("model.edge.calibration", "no calibration", 14);
+  CHECK(run(runner::generate, {files.model, "--tokens", "5", "-n", "3", "--json", files.json}).exit_code == 0);
+  const std::string report = read_file(files.json);
+  const std::string warning = "is not one that this edgekit writes, and was ignored";
+  CHECK(has(report, warning) && report.find(warning) == report.rfind(warning));
+  CHECK(has(report, "\"decode_threads_from\":\"plan\""));
 }
 
 TEST(json_is_valid_whatever_text_it_holds) {
