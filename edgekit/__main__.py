@@ -1,12 +1,22 @@
 """`edgekit`, and `python -m edgekit`: the command line, which may be interrupted from the first moment on."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
-from edgekit.errors import INTERRUPTED
+from edgekit.errors import INTERRUPTED, TargetMissing
+
+_NOT_INSTALLED = f"""\
+edgekit: {Path(__file__).parent} is the source of edgekit, without its compiled kernels
+hint: install it (pip install .), then run `edgekit`, or `python -P -m edgekit`, or python from another folder
+"""
 
 
 def main() -> None:
     """Imports and runs the command line. Importing takes a second or two, in which nothing is there to clean up."""
+    if importlib.util.find_spec("edgekit._kernels") is None:
+        sys.stderr.write(_NOT_INSTALLED)
+        sys.exit(TargetMissing.exit_code)
     try:
         from edgekit.cli import main as command_line
 

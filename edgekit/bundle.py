@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import edgekit
 from edgekit.cache import sync_folder, sync_tree
-from edgekit.disk import writing
+from edgekit.disk import make_hidden, told_as, writing
 from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError, one_of
 from edgekit.schema import problems
 from edgekit.units import Bytes
@@ -204,10 +204,10 @@ def draft_bundle(path: Path, *, force: bool = False) -> Iterator[Draft]:
         UsageError: `path` exists and is not to be replaced (`force`), or is no bundle.
     """
     _check_place(path, force=force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    folder = make_hidden(f".{path.name}-", path.parent)
     try:
-        yield Draft(folder, path, force=force)
+        with told_as(folder, path):
+            yield Draft(folder, path, force=force)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,12 +13,11 @@ import importlib.resources
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgekit.disk import writing
+from edgekit.disk import make_folder, make_hidden, told_as, writing
 from edgekit.errors import UsageError
 from edgekit.units import Bytes, Seconds
 
@@ -38,7 +37,7 @@ class Cache:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """While this lasts no stage of the cache is removed by another process to make room."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         with (self.root / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
@@ -56,10 +55,10 @@ class Cache:
     @contextlib.contextmanager
     def fill(self, stage: str, key: Mapping[str, str]) -> Iterator[Path]:
         """A folder to write the stage into. It is found from then on if the block ends without an error, else gone."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.root))
+        folder = make_hidden(_UNFINISHED, self.root)
         try:
-            yield folder
+            with told_as(folder, self.root):
+                yield folder
             sync_tree(folder)
             # Another compile may have finished the same stage meanwhile: the same bytes, so either will do.
             try:
@@ -74,9 +73,12 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder on the cache's disk that is gone after the block."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=self.root) as folder:
-            yield Path(folder)
+        folder = make_hidden(_UNFINISHED, self.root)
+        try:
+            with told_as(folder, self.root):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def make_room(self) -> None:
         """Removes the stages not used for longest until the rest fits the limit, unless a compile is using them."""

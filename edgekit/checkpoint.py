@@ -121,7 +121,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     texts = _Texts(path)
     config = texts.table("config.json")
     if config is None:
-        raise Damaged(f"{path} holds no config.json", hint="give the directory of a Hugging Face checkpoint")
+        raise UsageError(
+            f"{path} is not a checkpoint folder: it holds no config.json",
+            hint="give the folder of a Hugging Face checkpoint, with config.json, model.safetensors and tokenizer.json",
+        )
     decoder = find_decoder(config)
     weight_files, tensors = _find_tensors(path, texts)
     _check_shapes(decoder, tensors)

@@ -6,13 +6,17 @@ perplexity. rep-4 after Welleck et al., "Neural Text Generation with Unlikelihoo
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.errors import GateFailed
+from edgekit.units import rounded
+
+VERDICTS = ("coherent", "degraded", "collapsed")  # best first
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.uint32]
 
@@ -123,6 +127,21 @@ def metrics(
     tally = Tally()
     tally.add(reference, logits, targets)
     return tally.coherence(rep4=rep4, reference_rep4=reference_rep4)
+
+
+def check_gate(figures: Mapping[str, Any], gate: str | None) -> None:
+    """Nothing, if the verdict of the `coherence` part of a measurement is `gate` or better, or there is no gate.
+
+    Raises:
+        GateFailed: it is worse.
+    """
+    verdict = figures.get("verdict")
+    if gate is None or (verdict in VERDICTS and VERDICTS.index(verdict) <= VERDICTS.index(gate)):
+        return
+    told = ", ".join(f"{name} {rounded(value)}" for name, value in figures.items() if isinstance(value, float))
+    raise GateFailed(
+        f"the model is {verdict} and --gate asks for {gate}: {told}", hint="a recipe with more bits keeps more of it"
+    )
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:

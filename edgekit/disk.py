@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,35 @@ def writing(file: Path) -> Iterator[None]:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})", str(file)) from error
         if error.filename is None or error.errno in NO_SPACE:
             error.filename, error.filename2 = str(file), None
+        raise
+
+
+@contextlib.contextmanager
+def told_as(temporary: Path, place: Path) -> Iterator[None]:
+    """While this lasts an OSError of a file in the folder `temporary` names it in `place`, which the person knows."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(place / Path(error.filename).relative_to(temporary))
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and those it is in, where they are not there; an OSError says if something else is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+
+
+def make_hidden(prefix: str, folder: Path) -> Path:
+    """A new folder in `folder`, which is made if it is not there; an OSError names `folder`."""
+    make_folder(folder)
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+    except OSError as error:
+        error.filename = str(folder)
         raise
 
 

@@ -105,7 +105,7 @@ def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, outp
     if most_memory is not None and found.compile_bytes > most_memory:
         raise DoesNotFit(
             f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
-            hint="a --context that is shorter takes less",
+            hint=_enough_memory(found, most_memory),
         )
     _check_disks(((cache_root, found.disk_bytes), (output.parent, found.output_bytes(engine))))
 
@@ -116,6 +116,13 @@ def does_not_fit(found: Forecast) -> DoesNotFit:
         f"the model takes {found.device_bytes} and {found.target.name} has {found.target.memory}",
         hint=f"a recipe with fewer bits, or a --context below {found.plan.context}",
     )
+
+
+def _enough_memory(found: Forecast, most: Bytes) -> str:
+    """What to do about too little memory to compile."""
+    enough = f"--max-ram {-(-found.compile_bytes >> 20)}M is enough"
+    without_cache = found.compile_bytes - 2 * found.plan.kv_bytes
+    return f"{enough}; so is a --context below {found.plan.context}" if without_cache < most else enough
 
 
 def _check_disks(takes: tuple[tuple[Path, Bytes], tuple[Path, Bytes]]) -> None:

@@ -326,7 +326,7 @@ class Runner:
         if self.device.transport.emulated:
             for name in _TIMES:
                 parts[name] = {key: _without_time(key, value) for key, value in parts[name].items()}
-            warnings = [text for text in warnings if not text.startswith(_DOUBTS_OF_TIME)] + [EMULATED]
+            warnings = [text for text in warnings if not is_about_time(text)] + [EMULATED]
         parts["device"] = {"name": self.device.name, **parts["device"], "emulated": self.device.transport.emulated}
         return Measurement(**parts, warnings=tuple(warnings))
 
@@ -349,7 +349,7 @@ def _check_machine(program: Path, device: Device) -> None:
     if made_for != runs:
         raise DeviceUnavailable(
             f"the bundle is for {made_for}, the device '{device.name}' runs {runs}",
-            hint="--device qemu:TARGET emulates an Arm target; or compile with --target host",
+            hint=_hint_for(device, made_for),
         )
 
 
@@ -360,11 +360,25 @@ def _trial(row: object) -> Trial:
     return Trial(printable(row["test"])[:MESSAGE_LIMIT], row["threads"], row["chosen"], row["tokens"], samples)
 
 
+def is_about_time(warning: str) -> bool:
+    """True for a doubt that says nothing where no time is shown."""
+    return warning.startswith(_DOUBTS_OF_TIME)
+
+
 def _doubt(row: BenchRow) -> str:
     """What is doubtful about the samples of a row, or nothing."""
     if not row.stddev or not row.tokens_per_second or row.stddev / row.tokens_per_second <= MOST_SPREAD:
         return ""
     return f"{row.test} with {row.threads} threads: samples spread by {row.stddev / row.tokens_per_second:.0%}"
+
+
+def _hint_for(device: Device, made_for: str) -> str:
+    kind, _, target = device.name.partition(":")
+    if kind == "qemu":
+        return f"compile it with --target {target}, or leave --device out to run it here"
+    if made_for == "aarch64":
+        return "--device qemu:TARGET, such as qemu:rpi5, emulates it; to run it here compile with --target host"
+    return "compile it for the device's kind of machine; `edgekit targets` lists them"
 
 
 def _without_time(key: str, value: object) -> object:

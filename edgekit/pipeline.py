@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle, find_runner
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint
-from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, make_probe
+from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
 from edgekit.engines import check_engine
@@ -49,6 +49,7 @@ class Order:
     probe_text: str | None = None
     force: bool = False
     most_memory: Bytes | None = None
+    gate: str | None = None  # the worst verdict with which the bundle appears
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
 
     Raises:
         DoesNotFit: the model is too large for the target, or compiling it for this machine.
-        GateFailed: the bundle computes something else than the graph.
+        GateFailed: the bundle computes something else than the graph, or is less coherent than its gate.
         Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
     """
     check_engine(order.engine)
@@ -87,6 +88,7 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         quant = _quantize(found, order.recipe, cache, progress)
         trial = _WRITERS[order.engine](draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
+        check_gate(measurement.coherence, order.gate)
         bundle = draft.publish(_contents(found, order.engine, measurement))
     if order.engine != "native":
         return Outcome(bundle, {}, (), agreement, measurement)

@@ -176,7 +176,9 @@ def test_a_path_that_is_no_directory_is_a_usage_error(tmp_path):
 
 
 def test_an_empty_directory_holds_no_checkpoint(tmp_path):
-    assert "holds no config.json" in refusal(tmp_path).message
+    found = refusal(tmp_path, UsageError)
+    assert found.message == f"{tmp_path} is not a checkpoint folder: it holds no config.json"
+    assert "with config.json, model.safetensors and tokenizer.json" in found.hint
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pth", "model.gguf"])

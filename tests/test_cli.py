@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import edgekit
 from edgekit.cli import main
 from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_json, show_pairs, show_table
 from edgekit.errors import UsageError
@@ -60,6 +61,7 @@ def test_the_help_lists_these_commands_and_no_others():
     text = run("--help").stdout
     for name in COMMANDS:
         assert f"\n  {name} " in text
+    assert "..." not in text.partition("Commands:")[2]  # no summary is cut
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -104,7 +106,7 @@ def test_a_mistake_ends_in_a_sentence_a_hint_and_its_code(arguments, code, sente
 @pytest.mark.parametrize(
     ("device", "code", "sentence"),
     [
-        ("carrier-pigeon", 2, "unknown transport 'carrier-pigeon'"),
+        ("carrier-pigeon", 2, "unknown kind of device 'carrier-pigeon'"),
         ("local:here", 2, "the device 'local' takes no address"),
         ("qemu:toaster", 4, "qemu emulates no target 'toaster'"),
         ("qemu", 4, "qemu emulates no target ''"),
@@ -122,6 +124,7 @@ def test_a_bundle_on_a_device_of_another_kind_is_refused(bundle, emulator):
         pytest.skip("this machine is of that kind")
     done = run("run", bundle, "-p", "x", "--device", "qemu:rpi4", code=6)
     assert "the bundle is for x86_64, the device 'qemu:rpi4' runs aarch64" in done.stderr
+    assert "hint: compile it with --target rpi4, or leave --device out" in done.stderr
 
 
 def test_targets_are_a_table_or_json():
@@ -190,6 +193,41 @@ def test_the_kernels_of_another_engine_are_not_explained(model):
     assert "--explain has nothing to say about onnxruntime" in done.stderr
 
 
+def test_a_compile_that_fails_its_gate_leaves_nothing(model, tmp_path):
+    options = (model, "--target", "host", "-o", tmp_path / "out")
+    done = run("compile", *options, "--recipe", "t2g32", "--gate", "coherent", code=5)
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+    assert "and --gate asks for coherent: perplexity " in done.stderr and "kld_mean" in done.stderr
+    run("compile", *options, "--recipe", "f32", "--gate", "coherent")
+
+
+def test_too_little_memory_says_how_much_is_enough(model, tmp_path):
+    options = ("compile", model, "--target", "host", "--recipe", "q4g32", "-o", tmp_path / "out", "--max-ram")
+    enough = run(*options, "1M", code=9).stderr.rpartition("hint: --max-ram ")[2].split()[0]
+    less = f"{int(enough.removesuffix('M')) - 1}M"
+    assert "--max-ram" in run(*options, less, code=9).stderr
+    run(*options, enough)
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence", "hint"),
+    [("/proc/out", "cannot read or write /proc: ", "choose another place (-o)"), ("file/out", "file: Not a dir", "-o")],
+)
+def test_a_place_where_nothing_can_be_written_is_named(model, tmp_path, monkeypatch, place, sentence, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    done = run("compile", model, "--target", "host", "-o", place, code=2)
+    assert sentence in done.stderr and hint in done.stderr
+
+
+def test_a_cache_that_is_no_folder_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    done = run("compile", model, "--target", "host", "-o", tmp_path / "out", code=2)
+    assert f"cannot read or write {tmp_path / 'file'}: Not a directory" in done.stderr
+    assert "hint: set EDGEKIT_CACHE to another folder" in done.stderr
+
+
 def test_compile_writes_where_model_and_target_say(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("compile", model, "--target", "host", "--recipe", "q4g32")
@@ -216,9 +254,22 @@ def test_run_streams_the_text_to_stdout_and_the_rest_to_stderr(bundle):
     found = json.loads(greedy(bundle, "local", "--json").stdout)
     done = greedy(bundle)
     assert len(found["tokens"]) == 12 or found["stop"] == "eos"
-    assert "12 tokens" in done.stderr and "decode" in done.stderr
+    assert "12 tokens" in done.stderr
     assert found["device"]["name"] == "local"
     assert found["memory"]["weights_bytes"] > 0
+
+
+def test_run_tells_time_and_doubts_about_it_only_when_asked(bundle):
+    quiet = greedy(bundle).stderr
+    assert len(quiet.strip().splitlines()) == 1 and "tokens/s" not in quiet
+    told = greedy(bundle, "local", "--stats").stderr
+    assert "decode" in told and "tokens/s" in told and "warning: fewer samples than the 99th percentile needs" in told
+    assert json.loads(greedy(bundle, "local", "--json").stdout)["warnings"]
+
+
+def test_a_warning_about_the_text_is_given_without_stats(bundle):
+    done = run("run", bundle, "-p", "The", "-n", 64, "--context", 8, "--temperature", 0)
+    assert "the context of 8 tokens was full" in done.stderr
 
 
 def test_a_seed_gives_the_same_text_again_and_another_another(bundle):
@@ -301,11 +352,16 @@ def test_bench_refuses_to_calibrate_with_tests_of_its_own_choice(bundle):
 def test_bench_takes_lengths_that_fit_the_context_by_default(bundle):
     rows = json.loads(run("bench", bundle, "-r", 1, "-t", 1, "-o", "json").stdout)
     assert [row["test"] for row in rows] == ["pp64", "tg32"]
+    rows = json.loads(run("bench", bundle, "-d", 50, "-r", 1, "-t", 1, "-o", "json").stdout)
+    assert [row["test"] for row in rows] == ["pp14", "tg14"]
 
 
 def test_bench_refuses_lengths_beyond_the_context_and_nothing_at_all(bundle):
-    assert "are longer than the bundle's context" in run("bench", bundle, "-p", 65, code=2).stderr
-    assert "are longer than the bundle's context" in run("bench", bundle, "-d", 60, "-p", 8, code=2).stderr
+    long = run("bench", bundle, "-p", 65, code=2).stderr
+    assert "-p 65 does not fit the bundle's context of 64 tokens\nhint: -p is at most 64, or" in long
+    deep = run("bench", bundle, "-d", 60, "-n", 8, code=2).stderr
+    assert "-n 8 does not fit the bundle's context of 64 tokens after -d 60\nhint: -n is at most 4 after" in deep
+    assert "-d 64 leaves no room" in run("bench", bundle, "-d", 64, code=2).stderr
     assert "there is nothing to measure" in run("bench", bundle, "-p", 0, "-n", 0, code=2).stderr
     assert "-t is 'two'" in run("bench", bundle, "-t", "two", code=2).stderr
 
@@ -396,7 +452,21 @@ def test_a_full_disk_gives_code_9_and_a_refused_folder_code_2(monkeypatch):
     fail_with(errno.ENOSPC)
     assert "no space left to write there" in run("verify", "x", code=9).stderr
     fail_with(errno.EACCES)
-    assert "there: Permission denied" in run("verify", "x", code=2).stderr
+    said = run("verify", "x", code=2).stderr
+    assert "there: Permission denied\nhint: look at its permissions, or choose another place" in said
+
+
+def test_errors_about_temporary_files_name_tmpdir(monkeypatch):
+    def fail_with(*error):
+        def fail(path):
+            raise OSError(*error)
+
+        monkeypatch.setattr("edgekit.cli.verify.open_bundle", fail)
+
+    fail_with(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/edgekit-device-x/prompt")
+    assert "hint: free some, or set TMPDIR to another folder" in run("verify", "x", code=9).stderr
+    fail_with(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert "there is no folder for temporary files\nhint: set TMPDIR" in run("verify", "x", code=2).stderr
 
 
 def test_too_little_memory_gives_code_9(monkeypatch):
@@ -539,3 +609,16 @@ def test_the_embedded_model_is_part_of_the_package():
 
     assert (Path(edgekit.__file__).parent / "models" / "tales" / "config.json").is_file()
     assert (Path(edgekit.__file__).parent / "probe.txt").is_file()
+
+
+def test_the_source_folder_without_compiled_kernels_says_how_to_run_it(tmp_path):
+    for name in ("__init__.py", "__main__.py", "errors.py"):
+        (tmp_path / "edgekit").mkdir(exist_ok=True)
+        (tmp_path / "edgekit" / name).write_bytes((Path(edgekit.__file__).parent / name).read_bytes())
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "edgekit", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    first, hint = done.stderr.splitlines()
+    assert first == f"edgekit: {tmp_path / 'edgekit'} is the source of edgekit, without its compiled kernels"
+    assert "`python -P -m edgekit`" in hint

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from edgekit.coherence import (
+    VERDICTS,
     Coherence,
     Tally,
+    check_gate,
     log_softmax,
     make_probe,
     metrics,
@@ -16,6 +18,7 @@ from edgekit.coherence import (
     rep4,
     windows,
 )
+from edgekit.errors import GateFailed
 
 
 def logits_of(*probabilities):
@@ -206,3 +209,21 @@ def test_prompts_come_from_places_equally_far_apart():
 def test_a_context_too_short_for_a_continuation_has_none():
     probe = make_probe(Successor(), np.arange(160, dtype=np.uint32), context=20)
     assert struct.unpack_from("<5I", probe)[3] == 0
+
+
+@pytest.mark.parametrize("gate", [*VERDICTS[:-1], None])
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_gate_lets_its_verdict_and_better_ones_pass(verdict, gate):
+    figures = {"tokens": 9, "kld_mean": 0.51234, "same_top": 0.25, "verdict": verdict}
+    if gate is None or VERDICTS.index(verdict) <= VERDICTS.index(gate):
+        check_gate(figures, gate)
+        return
+    with pytest.raises(GateFailed, match=f"the model is {verdict} and --gate asks for {gate}") as caught:
+        check_gate(figures, gate)
+    assert caught.value.message.endswith(": kld_mean 0.5123, same_top 0.25")
+
+
+@pytest.mark.parametrize("figures", [{}, {"verdict": "splendid"}])
+def test_no_verdict_or_an_unknown_one_passes_no_gate(figures):
+    with pytest.raises(GateFailed):
+        check_gate(figures, "degraded")

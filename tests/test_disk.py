@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import main
-from edgekit.disk import NO_SPACE, reserve, writing
+from edgekit.disk import NO_SPACE, make_hidden, reserve, told_as, writing
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
 from edgekit.graph import build_graph, save_graph
@@ -97,12 +97,33 @@ def test_a_compile_on_a_full_disk_says_so_and_leaves_nothing(
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 9
     *_, sentence, hint = done.stderr.splitlines()
-    assert sentence.startswith("edgekit: no space left to write ") and sentence.endswith(
-        "embed_tokens.weight.codes.npy"
-    )
-    assert hint == "hint: free some, set EDGEKIT_CACHE, or choose another place with -o"
+    # The cache's own name, and not that of the hidden folder in it.
+    file = tmp_path / "cache" / "model.embed_tokens.weight.codes.npy"
+    assert sentence == f"edgekit: no space left to write {file}"
+    assert hint == "hint: free some, or set EDGEKIT_CACHE to another folder"
     assert list((tmp_path / "out").iterdir()) == []
     assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_an_error_in_a_hidden_folder_is_told_as_one_of_the_place_it_is_for(tmp_path: Path) -> None:
+    hidden = make_hidden(".out-", tmp_path)
+    with pytest.raises(FileNotFoundError) as caught, told_as(hidden, tmp_path / "out"):
+        (hidden / "model.edge").read_bytes()
+    assert caught.value.filename == str(tmp_path / "out" / "model.edge")
+    with pytest.raises(FileNotFoundError) as caught, told_as(hidden, tmp_path / "out"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError) as caught:
+            make_hidden(".x-", place)
+        assert caught.value.filename in (str(place), str(tmp_path / "file"))
+    with pytest.raises(OSError) as refused:
+        make_hidden(".x-", Path("/proc"))
+    assert refused.value.filename == "/proc"
 
 
 def test_a_reserved_file_has_blocks_for_all_its_bytes(tmp_path: Path) -> None:

@@ -118,13 +118,34 @@ def test_another_reference_is_compared_with_and_doubted(bundle, tmp_path):
     other = make_checkpoint(tmp_path / "other", context=64, seed=5)
     (tmp_path / "text").write_text(TEXT)
     done = run("eval", bundle, "--reference", other, "--text", tmp_path / "text", "--json")
-    assert "the comparison is with another model" in done.stderr
+    assert f"f32 was not made from {other}: what follows compares two different models" in done.stderr
     assert json.loads(done.stdout)["verdict"] == "collapsed"
+
+
+def test_a_reference_with_another_tokenizer_is_refused(bundle, tmp_path):
+    other = make_checkpoint(tmp_path / "other", context=64)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = run("eval", bundle, "--reference", other, code=2)
+    assert "their tokens differ, so nothing can be compared" in done.stderr
+
+
+def test_a_gate_that_is_not_passed_gives_code_5_after_the_figures(bundle, model, tmp_path):
+    other = make_checkpoint(tmp_path / "other", context=64, seed=5)
+    (tmp_path / "text").write_text(TEXT)
+    given = ("eval", bundle, "--text", tmp_path / "text", "--json")
+    done = run(*given, "--reference", other, "--gate", "degraded", code=5)
+    assert json.loads(done.stdout)["verdict"] == "collapsed"
+    assert "edgekit: the model is collapsed and --gate asks for degraded: perplexity " in done.stderr
+    assert "same_top" in done.stderr and "hint: a recipe with more bits" in done.stderr
+    run(*given, "--reference", model, "--gate", "coherent")
 
 
 def test_a_window_beyond_the_bundles_context_is_refused(bundle, model):
     done = run("eval", bundle, "--reference", model, "--context", 65, code=2)
-    assert "--context 65 is longer than the bundle's" in done.stderr
+    assert "--context 65 is longer than the bundle's context of 64 tokens" in done.stderr
+    assert "hint: --context is at most 64, or compile with a longer one" in done.stderr
 
 
 def test_a_window_for_the_probe_is_refused(bundle):

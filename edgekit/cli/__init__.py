@@ -4,20 +4,29 @@ Exit codes: 0 ok; 1 internal; 2 usage; 3 unsupported; 4 target or toolchain miss
 unreachable; 7 integrity; 8 timeout; 9 does not fit; 130 interrupted.
 """
 
+import contextlib
+import errno
 import importlib
+import os
 import pkgutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 import edgekit
+from edgekit.cache import user_cache
 from edgekit.cli._console import say
 from edgekit.disk import NO_SPACE
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# How names of temporary folders begin; hidden ones are beside a result or in the cache, and are told as those.
+_TEMPORARY = "edgekit-"
 
 
 class Commands(click.Group):
@@ -82,12 +91,31 @@ def _file_error(error: OSError) -> EdgekitError:
     """What the operating system refused, as a sentence; an error without a file is ours, and stays as it is."""
     if error.errno in NO_SPACE:
         return DoesNotFit(
-            f"no space left to write {error.filename or 'a file'}",
-            hint="free some, set EDGEKIT_CACHE, or choose another place with -o",
+            f"no space left to write {error.filename or 'a file'}", hint=f"free some, or {_other_place(error)}"
         )
+    if _has_no_temporary(error):
+        return UsageError("there is no folder for temporary files", hint="set TMPDIR to a folder you may write")
     if error.filename is None:
         raise error
-    return UsageError(f"{error.filename}: {error.strerror}")
+    hint = f"look at its permissions, or {_other_place(error)}" if error.errno in _REFUSED else _other_place(error)
+    return UsageError(f"cannot read or write {error.filename}: {error.strerror}", hint=hint)
+
+
+def _has_no_temporary(error: OSError) -> bool:
+    """True for what tempfile raises, which names no file."""
+    return error.filename is None and str(error.strerror).startswith("No usable temporary directory")
+
+
+def _other_place(error: OSError) -> str:
+    """How the person moves what was to be written: the cache, temporary files, or the result."""
+    file = Path(os.fsdecode(error.filename or ""))
+    with contextlib.suppress(EdgekitError):
+        root = user_cache().root.absolute()
+        if file.absolute() == root or root in file.absolute().parents:
+            return "set EDGEKIT_CACHE to another folder"
+    if any(part.startswith(_TEMPORARY) for part in file.parts):
+        return "set TMPDIR to another folder"
+    return "choose another place (-o)"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

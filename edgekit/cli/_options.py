@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from edgekit.coherence import VERDICTS
 from edgekit.measure import DEFAULT_TIMEOUT
 
 _MOST_SECONDS: Final = 7 * 24 * 3600
@@ -35,6 +36,9 @@ timeout = click.option(
 )
 explain = click.option(
     "--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost and why."
+)
+gate = click.option(
+    "--gate", type=click.Choice(VERDICTS[:-1]), help="End with code 5 if the model is less coherent than that."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model = click.argument("model", required=False, type=click.Path(path_type=Path))

@@ -63,13 +63,21 @@ def command(
             raise UsageError("--calibrate chooses its own tests", hint="leave -p, -n, -d and -t out; -o table or json")
         _calibrate(opened, device, Seconds(timeout), as_json=as_json or output == "json")
         return
-    prompts = _lengths(prompt, "-p", min(_PREFILL, opened.context))
-    lengths = _lengths(generated, "-n", min(_GENERATED, max(1, opened.context // 2)))
-    if depth + max((*prompts, *lengths), default=0) > opened.context:
+    room = opened.context - depth
+    if room < 1:
         raise UsageError(
-            f"{depth} + {max(*prompts, *lengths)} tokens are longer than the bundle's context",
-            hint=f"at most {opened.context} together; compile with a longer --context",
+            f"-d {depth} leaves no room in the bundle's context of {opened.context} tokens",
+            hint=f"-d is at most {opened.context - 1}, or compile with a longer --context",
         )
+    prompts = _lengths(prompt, "-p", min(_PREFILL, room))
+    lengths = _lengths(generated, "-n", min(_GENERATED, max(1, opened.context // 2), room))
+    for option, counts in (("-p", prompts), ("-n", lengths)):
+        if max(counts) > room:
+            after = f" after -d {depth}" if depth else ""
+            raise UsageError(
+                f"{option} {max(counts)} does not fit the bundle's context of {opened.context} tokens{after}",
+                hint=f"{option} is at most {room}{after}, or compile with a longer --context",
+            )
     if not any((*prompts, *lengths)):
         raise UsageError("there is nothing to measure", hint="give -p or -n a length above 0")
     with open_device(device) as machine:

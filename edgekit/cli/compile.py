@@ -27,6 +27,7 @@ from edgekit.units import Bytes, rounded
 @click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe; 1024 tokens are used.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
+@_options.gate
 @_options.explain
 @_options.as_json
 def command(
@@ -40,13 +41,15 @@ def command(
     probe_text: Path | None,
     force: bool,
     max_ram: str | None,
+    gate: str | None,
     explained: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL, a checkpoint folder, for a target.
 
     Without MODEL it is the checkpoint that comes with edgekit. The result is one folder, which appears only after it
-    was loaded and run. Finished stages are kept in ~/.cache/edgekit (EDGEKIT_CACHE), which may be deleted.
+    was loaded and run, and with --gate only if it is coherent enough. Finished stages are kept in ~/.cache/edgekit
+    (EDGEKIT_CACHE), which may be deleted.
     """
     if explained and engine != "native":
         raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
@@ -61,6 +64,7 @@ def command(
         probe_text=None if probe_text is None else read_text(probe_text),
         force=force,
         most_memory=None if max_ram is None else parse_bytes(max_ram),
+        gate=gate,
     )
     with Stages() as stages:
         outcome = build(order, user_cache(), stages, _announce)

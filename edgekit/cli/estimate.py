@@ -24,9 +24,10 @@ from edgekit.units import Bytes, Seconds, rounded
 def command(
     *, model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool
 ) -> None:
-    """Predict memory and speed of MODEL, a checkpoint folder, on a target.
+    """Predict memory and speed of MODEL on a target.
 
-    Without MODEL it is the checkpoint that comes with edgekit. Speeds are predictions, not measurements.
+    MODEL is a checkpoint folder, by default the checkpoint that comes with edgekit. Speeds are predictions, not
+    measurements.
     """
     found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context)
     for note in (*found.quant.notes, *found.predicted.notes):

@@ -1,21 +1,23 @@
 """`edgekit eval`: how coherent a bundle still is on a device."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.bundle import Bundle, open_bundle
+from edgekit.bundle import TOKENIZER, Bundle, open_bundle
 from edgekit.cache import user_cache
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, read_text, show_json, show_pairs, warn
+from edgekit.coherence import check_gate
 from edgekit.device import open_device
 from edgekit.errors import UsageError
 from edgekit.eval import evaluate
 from edgekit.measure import Runner, open_runner
 from edgekit.pipeline import is_made_from
-from edgekit.reference import embedded_model, open_reference, probe_text, tokens_of
+from edgekit.reference import embedded_model, open_reference, probe_text, tokenizer_file, tokens_of
 from edgekit.units import Seconds
 
 _WINDOW = 256
@@ -29,6 +31,7 @@ _WINDOW = 256
     "--context", type=click.IntRange(2), metavar="TOKENS", help="Window of the text. Default: 256, or the bundle's."
 )
 @_options.device
+@_options.gate
 @_options.timeout
 @_options.as_json
 def command(
@@ -38,10 +41,11 @@ def command(
     text: Path | None,
     context: int | None,
     device: str,
+    gate: str | None,
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Compare BUNDLE on a device with the float32 model it was made from.
+    """Compare BUNDLE with the float32 model that it was made from.
 
     Without --reference and --text it is compared on the probe that it carries, recorded when it was compiled. With
     either, both models read the text in windows of --context tokens, each from an empty cache; every token but the
@@ -52,28 +56,33 @@ def command(
         runner = open_runner(opened, machine, timeout=Seconds(timeout))
         if reference is None and text is None:
             if context is not None:
-                raise UsageError("--context needs --text or --reference", hint="the probe has windows of its own")
+                raise UsageError(
+                    "--context needs --text or --reference", hint="the bundle's probe was cut when it was compiled"
+                )
             stages(f"probe: {opened.name} on {machine.name}", 0, 0)
             measurement = runner.probe()
             found, warnings = dict(measurement.coherence), measurement.warnings
+            for doubt in warnings:
+                warn(doubt)
         else:
             checkpoint, warnings = _reference(opened, reference)
+            for doubt in warnings:
+                warn(doubt)
             held_out = probe_text() if text is None else read_text(text)
             found = _on_text(runner, checkpoint, held_out, window=_window(opened, context), stages=stages)
-    for doubt in warnings:
-        warn(doubt)
     if as_json:
         show_json({**found, "bundle": opened.name, "device": device, "warnings": list(warnings)})
     else:
         show_pairs([(name.replace("_", " "), _figure(value)) for name, value in found.items()])
+    check_gate(found, gate)
 
 
 def _window(bundle: Bundle, asked: int | None) -> int:
     window = min(_WINDOW, bundle.context) if asked is None else asked
     if window > bundle.context:
         raise UsageError(
-            f"--context {window} is longer than the bundle's",
-            hint=f"at most {bundle.context}; or compile with a longer",
+            f"--context {window} is longer than the bundle's context of {bundle.context} tokens",
+            hint=f"--context is at most {bundle.context}, or compile with a longer one",
         )
     return window
 
@@ -99,7 +108,7 @@ def _reference(bundle: Bundle, given: Path | None) -> tuple[Checkpoint, tuple[st
     """The checkpoint to compare with, and a doubt if it is not the one that the bundle was made from.
 
     Raises:
-        UsageError: none is given, and the bundle was not made from edgekit's own.
+        UsageError: none is given, and the bundle was not made from edgekit's own; or the one given has other tokens.
     """
     checkpoint = open_checkpoint(given or embedded_model())
     if is_made_from(checkpoint, bundle):
@@ -109,7 +118,18 @@ def _reference(bundle: Bundle, given: Path | None) -> tuple[Checkpoint, tuple[st
             f"{bundle.name} was not made from the checkpoint that comes with edgekit",
             hint="--reference DIR names the checkpoint it was compiled from",
         )
-    return checkpoint, (f"{bundle.name} was not made from {given}: the comparison is with another model",)
+    if not _has_tokenizer_of(bundle, checkpoint):
+        raise UsageError(
+            f"{bundle.name} was not made from {given}, and their tokens differ, so nothing can be compared",
+            hint="--reference DIR names the checkpoint it was compiled from",
+        )
+    return checkpoint, (f"{bundle.name} was not made from {given}: what follows compares two different models",)
+
+
+def _has_tokenizer_of(bundle: Bundle, checkpoint: Checkpoint) -> bool:
+    own = bundle.files.get(TOKENIZER)
+    found = tokenizer_file(checkpoint).read_bytes()
+    return own is not None and own.sha256 == hashlib.sha256(found).hexdigest()
 
 
 def _figure(value: object) -> str:

@@ -9,7 +9,7 @@ from edgekit.cli import _options
 from edgekit.cli._console import say, show, show_json, warn
 from edgekit.device import open_device
 from edgekit.errors import UsageError
-from edgekit.measure import Generation, Resources, Sampling, open_runner
+from edgekit.measure import Generation, Resources, Sampling, is_about_time, open_runner
 from edgekit.tokenizer import render_chat
 from edgekit.units import Seconds
 
@@ -35,6 +35,7 @@ from edgekit.units import Seconds
 @click.option("--threads", type=click.IntRange(1), help="Default: what the plan advises for the target.")
 @click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache.")
 @click.option("--chat", is_flag=True, help="TEXT is a message to the model, put into its chat template.")
+@click.option("--stats", is_flag=True, help="Show how fast it was on stderr, and what is doubtful about that.")
 @_options.timeout
 @_options.as_json
 def command(
@@ -51,10 +52,11 @@ def command(
     threads: int | None,
     context: int | None,
     chat: bool,
+    stats: bool,
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Continue a text with BUNDLE on a device, and show it as it comes."""
+    """Continue a text with BUNDLE, and show it as it comes."""
     opened = open_bundle(bundle)
     if chat:
         if opened.chat_template is None:
@@ -74,9 +76,10 @@ def command(
         show_json(_as_json(found))
     else:
         click.echo()
-        say(_summary(found))
+        say(_summary(found, stats=stats))
     for text in found.measurement.warnings:
-        warn(text)
+        if stats or as_json or not is_about_time(text):
+            warn(text)
 
 
 def _stream(piece: str) -> None:
@@ -93,8 +96,8 @@ def _as_json(found: Generation) -> dict[str, object]:
     }
 
 
-def _summary(found: Generation) -> str:
-    latency = found.measurement.latency
+def _summary(found: Generation, *, stats: bool) -> str:
+    latency = found.measurement.latency if stats else {}
     parts = [f"{len(found.prompt_tokens)} + {len(found.tokens)} tokens, stopped by {found.stop}"]
     for key, title in (("prefill_tokens_per_second", "prefill"), ("decode_tokens_per_second", "decode")):
         if (rate := latency.get(key)) is not None:

@@ -94,7 +94,10 @@ def connect(name: str, address: str) -> Transport:
         UsageError: no such transport.
     """
     if name not in transport_names():
-        raise UsageError(f"unknown transport '{name}'", hint=one_of(transport_names()))
+        raise UsageError(
+            f"unknown kind of device '{name}'",
+            hint=f"{one_of(transport_names())}; local is this machine, qemu:rpi5 an emulated one",
+        )
     transport: Transport = importlib.import_module(f"{__name__}.{name}").connect(address)
     return transport
 
