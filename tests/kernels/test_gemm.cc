@@ -235,6 +235,12 @@ TEST(integer_kernels_equal_the_reference_for_depths_around_every_group) {
   }
 }
 
+TEST(integer_kernels_equal_the_reference_for_rows_of_more_groups_than_a_kernel_keeps_biases_of) {
+  for (edgekit_format weights : kIntegers) {
+    for (size_t k : {8192, 8224, 16416}) check_problem({2, 32, k, 32, weights});  // 256, 257 and 513 groups
+  }
+}
+
 TEST(integer_kernels_equal_the_reference_for_outputs_around_every_tile) {
   for (edgekit_format weights : kIntegers) {
     for (size_t n : {1, 15, 16, 17, 31, 32, 33, 47, 64, 65, 80, 113}) {

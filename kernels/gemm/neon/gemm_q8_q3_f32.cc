@@ -9,15 +9,13 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 3;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {-4, -4, -4, -4, -4, -4, 0, 0};
 
-  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
     Narrow sums = {};
-    int32x4_t biased = vdupq_n_s32(0);
-    const int8x16_t mask0 = quad_mask(1, 1, 1, 1), mask1 = quad_mask(1, 1, 0, 0);
-    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+    do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-      biased = add_masked(add_masked(biased, a0, mask0), a1, mask1);
 #pragma GCC unroll 4
       for (size_t j = 0; j < kFours; j++) {
         const uint8x16_t ra = load_codes(codes + 16 * j);
@@ -32,10 +30,12 @@ struct Sums {
         multiply(&sums, j, vshrq_n_s8(quad6(ra, rc), 5), repeat_quad<2>(a1));
         multiply(&sums, j, vshrq_n_s8(quad7(rb, rc), 5), repeat_quad<3>(a1));
       }
-    }
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
     Wide wide = {};
     widen(&wide, sums);
-    return columns_of(wide, -4 * vaddvq_s32(biased));
+    return columns_of(wide, bias);
   }
 };
 

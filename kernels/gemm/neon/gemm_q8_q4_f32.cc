@@ -8,10 +8,11 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 4;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {-8, 0, -8, 0, -8, 0, -8, 0};
   // A block adds up to 4 * 15 * 127 + 4 * 8 * 127 = 11684 to a 16-bit sum.
   static constexpr size_t kBlocksInNarrow = 2;
 
-  // The low nibble is code + 8; the bias of quads 0 and 2 of every 16 k is taken off at the end.
+  // The low nibble is code + 8.
   template <int kR>
   static void add(Narrow* sums, const uint8_t* codes, int8x16_t a) {
     const int8x16_t quad0 = repeat_quad<2 * kR % 4>(a), quad1 = repeat_quad<2 * kR % 4 + 1>(a);
@@ -22,17 +23,14 @@ struct Sums {
     }
   }
 
-  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
     Wide wide = {};
-    int32x4_t biased = vdupq_n_s32(0);
-    const int8x16_t mask = quad_mask(1, 0, 1, 0);
     while (blocks > 0) {
       Narrow narrow = {};
       size_t count = smaller(blocks, kBlocksInNarrow);
       for (blocks -= count; count > 0; count--, codes += block_bytes(kBits), a += kBlock) {
         prefetch_block(codes, block_bytes(kBits));
         const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-        biased = add_masked(add_masked(biased, a0, mask), a1, mask);
         add<0>(&narrow, codes, a0);
         add<1>(&narrow, codes, a0);
         add<2>(&narrow, codes, a1);
@@ -40,7 +38,7 @@ struct Sums {
       }
       widen(&wide, narrow);
     }
-    return columns_of(wide, -8 * vaddvq_s32(biased));
+    return columns_of(wide, bias);
   }
 };
 

@@ -8,6 +8,7 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 8;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {};
 
   // Two quads fit in 16 bits.
   template <int kPair>
@@ -27,14 +28,16 @@ struct Sums {
 
   static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
     Wide wide = {};
-    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+    do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
       add<0>(&wide, codes, a0);
       add<1>(&wide, codes, a0);
       add<2>(&wide, codes, a1);
       add<3>(&wide, codes, a1);
-    }
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
     return columns_of(wide, 0);
   }
 };

@@ -48,15 +48,5 @@ inline Columns columns_of(const Wide& wide, int32_t bias) {
   return columns;
 }
 
-// Four masks of a quad each, all ones or zeros: which quads of 16 k have a bias.
-inline int8x16_t quad_mask(int quad0, int quad1, int quad2, int quad3) {
-  const int32_t quads[4] = {-quad0, -quad1, -quad2, -quad3};
-  return vreinterpretq_s8_s32(vld1q_s32(quads));
-}
-
-inline int32x4_t add_masked(int32x4_t sum, int8x16_t a, int8x16_t mask) {
-  return vpadalq_s16(sum, vpaddlq_s8(vandq_s8(a, mask)));
-}
-
 }  // namespace
 }  // namespace edgekit::gemm

@@ -18,22 +18,32 @@ inline void add_fields(Narrow* sums, const uint8_t* codes, int8x16_t a) {
   }
 }
 
-// Sums of code * a.
-inline Columns two_bit_sums(size_t blocks, const uint8_t* codes, const int8_t* a) {
-  Narrow sums = {};
-  int32x4_t biased = vdupq_n_s32(0);
-  const int8x16_t mask = quad_mask(1, 1, 1, 0);
-  for (; blocks > 0; blocks--, codes += block_bytes(2), a += kBlock) {
-    prefetch_block(codes, block_bytes(2));
-    const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-    biased = add_masked(add_masked(biased, a0, mask), a1, mask);
-    add_fields(&sums, codes, a0);
-    add_fields(&sums, codes + kRow, a1);
+// Sums of level * a. A level of t2 is the code, one of q2 is 2 * code + 1: kDoubled.
+template <bool kDoubled>
+struct TwoBitSums {
+  static constexpr size_t kBits = 2;
+  static constexpr bool kHalved = kDoubled;
+  static constexpr int8_t kLow = kDoubled ? -3 : -2, kTop = kDoubled ? 1 : 0;
+  static constexpr int8_t kBias[kQuads] = {kLow, kLow, kLow, kTop, kLow, kLow, kLow, kTop};
+
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
+    Narrow narrow = {};
+    do {
+      prefetch_block(codes, block_bytes(kBits));
+      add_fields(&narrow, codes, vld1q_s8(a));
+      add_fields(&narrow, codes + kRow, vld1q_s8(a + 16));
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
+    Columns sums;
+    for (size_t j = 0; j < kFours; j++) {
+      const int16x8_t pairs = vpaddq_s16(narrow.v[2 * j], narrow.v[2 * j + 1]);  // 2 * 12192 fit, too
+      sums.v[j] = vpadalq_s16(vdupq_n_s32(bias), pairs);
+      if (kDoubled) sums.v[j] = vpadalq_s16(sums.v[j], pairs);
+    }
+    return sums;
   }
-  Wide wide = {};
-  widen(&wide, sums);
-  return columns_of(wide, -2 * vaddvq_s32(biased));
-}
+};
 
 }  // namespace
 }  // namespace edgekit::gemm

@@ -20,12 +20,5 @@ inline int32x4_t dot(int32x4_t sum, int8x16_t codes, int8x16_t a) {
   return vdotq_laneq_s32(sum, codes, a, kLane);
 }
 
-// Bytes of one quad after the other, each four times: the bias that each of four quads has.
-inline int8x16_t quad_biases(int8_t quad0, int8_t quad1, int8_t quad2, int8_t quad3) {
-  const int8_t bytes[16] = {quad0, quad0, quad0, quad0, quad1, quad1, quad1, quad1,
-                            quad2, quad2, quad2, quad2, quad3, quad3, quad3, quad3};
-  return vld1q_s8(bytes);
-}
-
 }  // namespace
 }  // namespace edgekit::gemm

@@ -9,14 +9,13 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 3;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {-4, -4, -4, -4, -4, -4, 0, 0};
 
-  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
-    Columns ones = {}, eights = {}, high = {};
-    int32x4_t bias = vdupq_n_s32(0);  // in four parts
-    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
+    Columns ones = all_columns(bias), eights = {}, high = {};
+    do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-      bias = vdotq_s32(vdotq_s32(bias, a0, vdupq_n_s8(-4)), a1, quad_biases(-4, -4, 0, 0));
       for (size_t j = 0; j < kFours; j++) {
         const uint8x16_t ra = load_codes(codes + 16 * j);
         const uint8x16_t rb = load_codes(codes + kRow + 16 * j);
@@ -30,11 +29,11 @@ struct Sums {
         ones.v[j] = dot<2>(ones.v[j], field(rc, 0x07), a0);
         eights.v[j] = dot<1>(eights.v[j], field(rc, 0x38), a1);
       }
-    }
-    const int32x4_t all = vdupq_n_s32(vaddvq_s32(bias));
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
     for (size_t j = 0; j < kFours; j++) {
-      const int32x4_t sum = vsraq_n_s32(vaddq_s32(ones.v[j], all), eights.v[j], 3);
-      ones.v[j] = vsraq_n_s32(sum, high.v[j], 5);
+      ones.v[j] = vsraq_n_s32(vsraq_n_s32(ones.v[j], eights.v[j], 3), high.v[j], 5);
     }
     return ones;
   }

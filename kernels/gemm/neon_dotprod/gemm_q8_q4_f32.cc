@@ -9,6 +9,7 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 4;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {-8, 0, -8, 0, -8, 0, -8, 0};
 
   template <int kR>
   static void add(Columns* low, Columns* high, const uint8_t* codes, int8x16_t a) {
@@ -19,21 +20,19 @@ struct Sums {
     }
   }
 
-  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
-    Columns low = {}, high = {};
-    int32x4_t bias = vdupq_n_s32(0);  // in four parts
-    const int8x16_t biases = quad_biases(-8, 0, -8, 0);
-    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
+    Columns low = all_columns(bias), high = {};
+    do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-      bias = vdotq_s32(vdotq_s32(bias, a0, biases), a1, biases);
       add<0>(&low, &high, codes, a0);
       add<1>(&low, &high, codes, a0);
       add<2>(&low, &high, codes, a1);
       add<3>(&low, &high, codes, a1);
-    }
-    const int32x4_t all = vdupq_n_s32(vaddvq_s32(bias));
-    for (size_t j = 0; j < kFours; j++) low.v[j] = vsraq_n_s32(vaddq_s32(low.v[j], all), high.v[j], 4);
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
+    for (size_t j = 0; j < kFours; j++) low.v[j] = vsraq_n_s32(low.v[j], high.v[j], 4);
     return low;
   }
 };

@@ -8,6 +8,7 @@ namespace {
 struct Sums {
   static constexpr size_t kBits = 8;
   static constexpr bool kHalved = false;
+  static constexpr int8_t kBias[kQuads] = {};
 
   template <int kQuad>
   static void add(Columns* sums, const uint8_t* codes, int8x16_t a) {
@@ -18,7 +19,7 @@ struct Sums {
 
   static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
     Columns even = {}, odd = {};  // two chains a column: sdot has a latency
-    for (; blocks > 0; blocks--, codes += block_bytes(kBits), a += kBlock) {
+    do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
       add<0>(&even, codes, a0);
@@ -29,7 +30,9 @@ struct Sums {
       add<5>(&odd, codes, a1);
       add<6>(&even, codes, a1);
       add<7>(&odd, codes, a1);
-    }
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
     for (size_t j = 0; j < kFours; j++) even.v[j] = vaddq_s32(even.v[j], odd.v[j]);
     return even;
   }

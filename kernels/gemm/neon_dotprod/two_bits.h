@@ -17,27 +17,39 @@ inline void add_planes(Columns (&planes)[4], const uint8_t* codes, int8x16_t a) 
   }
 }
 
-// Sums of code * a.
-inline Columns two_bit_sums(size_t blocks, const uint8_t* codes, const int8_t* a) {
-  Columns planes[4] = {};
-  int32x4_t bias = vdupq_n_s32(0);  // in four parts
-  const int8x16_t biases = quad_biases(-2, -2, -2, 0);
-  for (; blocks > 0; blocks--, codes += block_bytes(2), a += kBlock) {
-    prefetch_block(codes, block_bytes(2));
-    const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
-    bias = vdotq_s32(vdotq_s32(bias, a0, biases), a1, biases);
-    add_planes<0>(planes, codes, a0);
-    add_planes<1>(planes, codes, a1);
+// Sums of level * a. A level of t2 is the code, one of q2 is 2 * code + 1: kDoubled.
+template <bool kDoubled>
+struct TwoBitSums {
+  static constexpr size_t kBits = 2;
+  static constexpr bool kHalved = kDoubled;
+  static constexpr int8_t kLow = kDoubled ? -3 : -2, kTop = kDoubled ? 1 : 0;
+  static constexpr int8_t kBias[kQuads] = {kLow, kLow, kLow, kTop, kLow, kLow, kLow, kTop};
+
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
+    Columns planes[4] = {};
+    // Where a shift at the end leaves it as it is.
+    if (kDoubled) planes[1] = all_columns(2 * bias);
+    else planes[0] = all_columns(bias);
+    do {
+      prefetch_block(codes, block_bytes(kBits));
+      add_planes<0>(planes, codes, vld1q_s8(a));
+      add_planes<1>(planes, codes, vld1q_s8(a + 16));
+      codes += block_bytes(kBits);
+      a += kBlock;
+    } while (--blocks > 0);
+    Columns sums;
+    for (size_t j = 0; j < kFours; j++) {
+      const int32x4_t high = vsraq_n_s32(planes[2].v[j], planes[3].v[j], 2);
+      if (kDoubled) {
+        const int32x4_t twice = vaddq_s32(planes[0].v[j], planes[0].v[j]);
+        sums.v[j] = vsraq_n_s32(vsraq_n_s32(twice, planes[1].v[j], 1), high, 3);
+      } else {
+        sums.v[j] = vsraq_n_s32(vsraq_n_s32(planes[0].v[j], planes[1].v[j], 2), high, 4);
+      }
+    }
+    return sums;
   }
-  const int32x4_t all = vdupq_n_s32(vaddvq_s32(bias));
-  Columns sums;
-  for (size_t j = 0; j < kFours; j++) {
-    const int32x4_t low = vsraq_n_s32(vaddq_s32(planes[0].v[j], all), planes[1].v[j], 2);
-    const int32x4_t high = vsraq_n_s32(planes[2].v[j], planes[3].v[j], 2);
-    sums.v[j] = vsraq_n_s32(low, high, 4);
-  }
-  return sums;
-}
+};
 
 }  // namespace
 }  // namespace edgekit::gemm
