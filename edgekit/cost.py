@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from edgekit.cores import Core, find_isa, macs_per_cycle
-from edgekit.kernels import TILE, Kernel, code_bytes, read_bandwidth, scale_bytes
+from edgekit.kernels import TILE, Kernel, code_bytes, read_ceiling, scale_bytes
 from edgekit.scheme import Scheme
 from edgekit.target import Cluster, Rate, Target
 from edgekit.units import Bytes, Seconds
@@ -152,7 +152,7 @@ def measured(target: Target) -> Target:
 
 @cache
 def _measured_rate(threads: int, size: Bytes) -> Rate:
-    rate = read_bandwidth(threads, size=size)
+    rate = read_ceiling(threads, size=size)
     source = f"read by edgekit on this machine now, {threads} thread{'s' if threads > 1 else ''}, best of 3 passes"
     return Rate(threads, rate, "measured here", source)
 

@@ -115,9 +115,9 @@ def gemm(name: str, scheme: Scheme, activations: Float32, codes: UInt8, scales: 
     return _kernels.gemm(name, np.ascontiguousarray(activations, np.float32), n, scheme.group, codes, scales)
 
 
-def read_bandwidth(threads: int, *, size: Bytes, rounds: int = 3) -> float:
-    """Bytes a second that `threads` threads of this machine read from `size` bytes: the best of `rounds` passes."""
-    return float(_kernels.read_bandwidth(threads, int(size), rounds))
+def read_ceiling(threads: int, *, size: Bytes, rounds: int = 3) -> float:
+    """Bytes a second that `threads` threads of this machine read from `size` bytes: best of `rounds` each way."""
+    return float(_kernels.read_ceiling(threads, int(size), rounds))
 
 
 def _threads(wanted: int) -> int:

@@ -117,7 +117,7 @@ def test_the_host_is_measured_once_and_says_so(monkeypatch: pytest.MonkeyPatch) 
         calls.append(threads)
         return 1e9 * threads
 
-    monkeypatch.setattr(cost, "read_bandwidth", read)
+    monkeypatch.setattr(cost, "read_ceiling", read)
     cost._measured_rate.cache_clear()
     host = replace(detect_host(), clusters=(replace(detect_host().clusters[0], count=3),))
     rates = measured(host).dram

@@ -17,7 +17,7 @@ from edgekit.kernels import (
     pack_codes,
     pack_scales,
     quantize_weights,
-    read_bandwidth,
+    read_ceiling,
     scale_bytes,
     unpack,
 )
@@ -213,6 +213,6 @@ def packed(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return pack_codes(scheme, codes), pack_scales(scales)
 
 
-def test_the_bandwidth_of_this_machine_is_a_plausible_number() -> None:
-    rate = read_bandwidth(1, size=Bytes(32 << 20), rounds=2)
+def test_the_read_ceiling_of_this_machine_is_a_plausible_number() -> None:
+    rate = read_ceiling(1, size=Bytes(32 << 20), rounds=2)
     assert 1e8 < rate < 1e12

@@ -1,24 +1,21 @@
 #include "machine.h"
 
 #include <sched.h>
-#include <sys/mman.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <thread>
 
-#include "clock.h"
+#include "cpu/read_ceiling.h"
 
 namespace edgekit::runner {
 namespace {
 
 constexpr size_t kMostFileBytes = 1 << 20;
 constexpr uint64_t kReadBytes = uint64_t(256) << 20;
-constexpr int kReadPasses = 16;
+constexpr size_t kReadRounds = 8;
 
 std::string read_file(const std::string& path) {
   std::FILE* file = std::fopen(path.c_str(), "rb");
@@ -85,32 +82,6 @@ bool is_emulated(const std::string& cpuinfo) {
 #endif
 }
 
-uint64_t sum_range(const uint64_t* words, size_t count) {
-  // Eight sums, so that the additions never hold the loads up.
-  uint64_t sums[8] = {};
-  for (size_t i = 0; i + 8 <= count; i += 8) {
-    for (size_t lane = 0; lane < 8; ++lane) {
-      sums[lane] += words[i + lane];
-    }
-  }
-  uint64_t total = 0;
-  for (const uint64_t sum : sums) {
-    total += sum;
-  }
-  return total;
-}
-
-// Also when the system does not start one of them: std::thread then throws.
-struct JoinedThreads {
-  std::vector<std::thread> members;
-
-  ~JoinedThreads() {
-    for (std::thread& member : members) {
-      member.join();
-    }
-  }
-};
-
 }  // namespace
 
 Machine read_machine() {
@@ -164,31 +135,7 @@ double measure_read_ceiling(uint32_t threads) {
   // A quarter of what is free at most: the buffer must not push the model out of memory.
   const uint64_t available = find_kilobytes(read_file("/proc/meminfo"), "MemAvailable");
   const uint64_t bytes = std::min(kReadBytes, available / 4 / 4096 * 4096);
-  void* memory = bytes == 0 ? MAP_FAILED
-                            : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    return 0;
-  }
-  std::memset(memory, 1, bytes);
-  const auto* words = static_cast<const uint64_t*>(memory);
-  const size_t share = bytes / sizeof(uint64_t) / threads;
-  std::vector<uint64_t> sums(threads * 8);
-  double best = 0;
-  for (int pass = 0; pass < kReadPasses; ++pass) {
-    const double start = seconds_now();
-    {
-      JoinedThreads team;
-      for (uint32_t i = 1; i < threads; ++i) {
-        team.members.emplace_back([&, i] { sums[i * 8] += sum_range(words + i * share, share); });
-      }
-      sums[0] += sum_range(words, share);
-    }
-    best = std::max(best, static_cast<double>(share * threads * sizeof(uint64_t)) / (seconds_now() - start));
-  }
-  // Every word is the same, so a wrong sum means that the compiler left the reading out.
-  const bool was_read = sums[0] == uint64_t(0x0101010101010101) * (share / 8 * 8) * kReadPasses;
-  munmap(memory, bytes);
-  return was_read ? best : 0;
+  return edgekit::measure_read_ceiling(threads, bytes, kReadRounds);
 }
 
 }  // namespace edgekit::runner

@@ -41,8 +41,7 @@ Machine read_machine();
 Reading read_clocks_and_temperatures();
 ProcessMemory read_process_memory();
 
-// Bytes each second that `threads` threads read from memory together: the best of several passes over a buffer larger
-// than any cache. 0 if there is no memory for one.
+// The ceiling of cpu/read_ceiling.h for a block larger than any cache; 0 if there is no memory for one.
 double measure_read_ceiling(uint32_t threads);
 
 }  // namespace edgekit::runner

@@ -27,7 +27,7 @@ from edgekit.engines.onnxruntime import TOKENIZER, open_model, read_model
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
-from edgekit.kernels import read_bandwidth
+from edgekit.kernels import read_ceiling
 from edgekit.target import detect_host
 from edgekit.units import Bytes
 
@@ -145,7 +145,7 @@ def bench(options: argparse.Namespace) -> None:
         rows += part
     bandwidth = report["bandwidth"]
     ceilings = {
-        threads: read_bandwidth(threads, size=_LARGER_THAN_CACHES)
+        threads: read_ceiling(threads, size=_LARGER_THAN_CACHES)
         for threads in {row["threads"] for row in rows if _is_decoding(row)}
     }
     bandwidth["read_ceiling_bytes_per_second"] = {str(key): value for key, value in ceilings.items()}

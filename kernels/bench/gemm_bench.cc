@@ -6,7 +6,7 @@
 // Weights are as many copies of the matrix as fill 256 MiB, taken in turn, so that they come from memory; with --cached
 // one copy. Each thread has a share of the tiles and no barrier, so this is what the kernels can do, not a whole model.
 // The median of the passes is printed, and the fastest, which is what another busy process leaves alone. The first line
-// is the ceiling: memory read with plain loads by as many threads. --json prints an object a line.
+// is the ceiling of as many threads (cpu/read_ceiling.h). --json prints an object a line.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,12 +19,14 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/read_ceiling.h"
 #include "edgekit/cpu.h"
 #include "edgekit/gemm.h"
 
 namespace {
 
 constexpr size_t kMemoryBytes = size_t{256} << 20;
+constexpr size_t kCeilingRounds = 8;
 
 struct Options {
   std::string kernel;
@@ -90,25 +92,14 @@ Figure figure_of(const std::vector<double>& sorted) {
 }
 
 void print_ceiling(const Options& options) {
-  const Aligned memory(kMemoryBytes);
-  std::vector<uint64_t> sums(options.threads * 8);
-  const Figure figure = figure_of(time_passes(options.threads, options.seconds, [&](size_t thread, size_t) {
-    const size_t share = kMemoryBytes / options.threads / 64 * 64;
-    const uint64_t* words = reinterpret_cast<const uint64_t*>(memory.data + thread * share);
-    uint64_t sum[8] = {};
-    for (size_t i = 0; i < share / 8; i += 8) {
-      for (size_t j = 0; j < 8; j++) sum[j] ^= words[i + j];
-    }
-    for (size_t j = 0; j < 8; j++) sums[thread * 8 + j] = sum[j];
-  }));
+  const double ceiling = edgekit::measure_read_ceiling(options.threads, kMemoryBytes, kCeilingRounds);
   if (options.json) {
-    std::printf("{\"read_ceiling_bytes_per_second\": %.6g}\n", kMemoryBytes / figure.fastest);
+    std::printf("{\"read_ceiling_bytes_per_second\": %.6g}\n", ceiling);
     return;
   }
   std::printf("%-40s %22s   %7s %7s GB/s   %7s %7s GMAC/s\n", "", "m      n      k  group", "median", "best", "median",
               "best");
-  std::printf("%-40s %22s   %7.2f %7.2f\n", "read ceiling", "", kMemoryBytes / figure.median / 1e9,
-              kMemoryBytes / figure.fastest / 1e9);
+  std::printf("%-40s %22s   %7s %7.2f\n", "read ceiling", "", "", ceiling / 1e9);
 }
 
 void measure(const edgekit_gemm_kernel& kernel, const Options& options, size_t m, size_t n, size_t k) {

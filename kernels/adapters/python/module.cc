@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "bandwidth.h"
+#include "cpu/read_ceiling.h"
 #include "edgekit/cpu.h"
 #include "edgekit/gemm.h"
 
@@ -221,10 +221,10 @@ Result<float> gemm(const std::string& name, const Matrix<float>& a, size_t n, si
   return result(std::move(trimmed), {m, n});
 }
 
-double read_bandwidth(size_t threads, size_t bytes, size_t rounds) {
+double read_ceiling(size_t threads, size_t bytes, size_t rounds) {
   require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
   nb::gil_scoped_release release;
-  return edgekit::python::read_bandwidth(threads, bytes, rounds);
+  return edgekit::measure_read_ceiling(threads, bytes, rounds);
 }
 
 }  // namespace
@@ -244,5 +244,5 @@ NB_MODULE(_kernels, module) {
              nb::arg("steps"), nb::arg("importance").none(), nb::arg("threads"));
   module.def("gemm", &gemm, nb::arg("name"), nb::arg("a"), nb::arg("n"), nb::arg("group"), nb::arg("codes"),
              nb::arg("scales"));
-  module.def("read_bandwidth", &read_bandwidth, nb::arg("threads"), nb::arg("bytes"), nb::arg("rounds"));
+  module.def("read_ceiling", &read_ceiling, nb::arg("threads"), nb::arg("bytes"), nb::arg("rounds"));
 }
