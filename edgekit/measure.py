@@ -231,7 +231,7 @@ class Runner:
     def bench(
         self, *, prompts: Sequence[int], generated: Sequence[int], depth: int, runs: int, threads: Sequence[int]
     ) -> tuple[list[BenchRow], Measurement]:
-        """Prefill and decode rates: rows pp<n> and tg<n> for every number of threads."""
+        """Prefill and decode rates: rows pp<n> and tg<n> for every number of threads; without any, for those in use."""
         argv = ["-p", _listed(prompts), "-n", _listed(generated), "-d", str(depth), "-r", str(runs)]
         argv += ["-t", _listed(threads)] if threads else []
         done = self._run("bench", *argv, "--json", "-")

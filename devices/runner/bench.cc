@@ -142,6 +142,12 @@ void write_bandwidth(const Model& model, const ReadCeilings& ceilings, Json* jso
   json->close_object().close_object();
 }
 
+// Numbers of threads that the tests are run with.
+struct Threads {
+  uint32_t decode;
+  uint32_t prefill;
+};
+
 uint32_t largest(const std::vector<uint32_t>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
 }
@@ -163,33 +169,35 @@ void bench(int count, char** words) {
   const uint32_t most_tokens = std::max({1u, largest(prompts), largest(answers)});
   options.context = depth + most_tokens;
   options.spin_microseconds = UINT32_MAX;
-  std::vector<uint32_t> threads = arguments.list("-t", {}, 1, kMostThreads);
-  options.decode_threads = options.prefill_threads = largest(threads);
+  const std::vector<uint32_t> asked = arguments.list("-t", {}, 1, kMostThreads);
+  options.decode_threads = options.prefill_threads = largest(asked);
   Session session(model, options);
-  if (threads.empty()) {
-    threads.push_back(session.decode_threads());
-    if (session.prefill_threads() != session.decode_threads()) {
-      threads.push_back(session.prefill_threads());
-    }
+  // Without -t each test gets the threads that it has when the model is used.
+  const Threads used = {session.decode_threads(), session.prefill_threads()};
+  std::vector<Threads> threads;
+  for (const uint32_t number : asked) {
+    threads.push_back({number, number});
   }
-  const uint32_t most_threads = largest(threads);
+  if (threads.empty()) {
+    threads.push_back(used);
+  }
   Measurement measurement(model, session);
   const std::vector<uint32_t> tokens = random_tokens(std::max(depth, most_tokens), model.info().vocab);
   Bench bench(model, &session, tokens);
   std::vector<BenchRow> rows;
-  for (const uint32_t team : threads) {
+  for (const Threads& team : threads) {
     for (const uint32_t length : prompts) {
       if (length > 0) {
-        rows.push_back(bench.run(true, length, depth, team, runs));
+        rows.push_back(bench.run(true, length, depth, team.prefill, runs));
       }
     }
     for (const uint32_t length : answers) {
       if (length > 0) {
-        rows.push_back(bench.run(false, length, depth, team, runs));
+        rows.push_back(bench.run(false, length, depth, team.decode, runs));
       }
     }
   }
-  session.set_threads(most_threads, most_threads);
+  session.set_threads(used.decode, used.prefill);
   measurement.finish();
   const ReadCeilings ceilings = measure_ceilings(rows, &measurement);
   const std::string json_path = arguments.text("--json");

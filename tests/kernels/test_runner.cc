@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bench_rows.h"
+#include "calibration.h"
 #include "check.h"
 #include "edgekit/cpu.h"
 #include "failure.h"
@@ -342,6 +343,20 @@ TEST(bench_writes_a_row_for_each_test_and_number_of_threads) {
   // Four tokens see 9 to 12 positions, each 2 layers x 2 heads x (16 keys + 16 values) x 2 bytes.
   const double decode = number_at(json.substr(json.find("{\"test\":\"tg4\"")), "bytes_per_token");
   CHECK(decode == number_at(json, "bytes_per_token") + 10.5 * 256);
+}
+
+TEST(bench_runs_each_test_with_the_threads_that_were_calibrated_for_it) {
+  const uint32_t most = std::min(2u, CpuSpeeds::read().count());
+  Files files;
+  files.folder.name("model.edge.calibration");
+  runner::save_calibration(runner::Model(files.model), {1, most});
+  CHECK(run(runner::bench, {files.model, "-p", "16", "-n", "4", "-r", "1", "--json", files.json}).exit_code == 0);
+  const std::string json = read_file(files.json);
+  CHECK(has(json, "{\"test\":\"pp16\",\"threads\":" + std::to_string(most) + ","));
+  CHECK(has(json, "{\"test\":\"tg4\",\"threads\":1,"));
+  CHECK(json.find("\"test\":\"pp16\"") == json.rfind("\"test\":\"pp16\""));
+  CHECK(json.find("\"test\":\"tg4\"") == json.rfind("\"test\":\"tg4\""));
+  CHECK(number_at(json, "decode_threads") == 1 && number_at(json, "prefill_threads") == most);
 }
 
 TEST(bench_names_the_kernels_that_ran_and_whether_they_took_the_place_of_others) {
