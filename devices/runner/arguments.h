@@ -44,6 +44,7 @@ class Arguments {
 constexpr Option kThreads = {"--threads"};
 constexpr Option kPrefillThreads = {"--prefill-threads"};
 constexpr Option kContext = {"--context"};
+constexpr Option kKv = {"--kv"};
 constexpr Option kJson = {"--json"};
 
 }  // namespace edgekit::runner

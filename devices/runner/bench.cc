@@ -155,7 +155,7 @@ uint32_t largest(const std::vector<uint32_t>& values) {
 }  // namespace
 
 void bench(int count, char** words) {
-  const Arguments arguments(count, words, {{"-p"}, {"-n"}, {"-d"}, {"-r"}, {"-t"}, kJson});
+  const Arguments arguments(count, words, {{"-p"}, {"-n"}, {"-d"}, {"-r"}, {"-t"}, kKv, kJson});
   const Model model(arguments.file());
   const uint32_t context = model.info().context;
   const uint32_t depth = static_cast<uint32_t>(arguments.whole("-d", 0, 0, context - 1));
@@ -169,6 +169,7 @@ void bench(int count, char** words) {
   const uint32_t most_tokens = std::max({1u, largest(prompts), largest(answers)});
   options.context = depth + most_tokens;
   options.spin_microseconds = UINT32_MAX;
+  options.kv_format = read_kv_format(arguments);
   const std::vector<uint32_t> asked = arguments.list("-t", {}, 1, kMostThreads);
   options.decode_threads = options.prefill_threads = largest(asked);
   Session session(model, options);

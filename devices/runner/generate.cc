@@ -157,7 +157,7 @@ void generate(int count, char** words) {
   const Arguments arguments(count, words,
                             {{"--prompt"}, {"--prompt-file"}, {"--tokens"}, {"-n"}, {"--temperature"}, {"--top-k"},
                              {"--top-p"}, {"--repetition-penalty"}, {"--seed"}, {"--raw", Takes::kNothing}, kThreads,
-                             kPrefillThreads, kContext, kJson});
+                             kPrefillThreads, kContext, kKv, kJson});
   Model model(arguments.file());
   const std::vector<uint32_t> prompt = read_prompt(arguments, &model);
   Session session(model, read_session_options(arguments, model));

@@ -38,6 +38,7 @@ void write_config(const edgekit_program_info& info, Json* json) {
   json->member("intermediate", info.intermediate).member("vocab", info.vocab).member("context", info.context);
   json->member("max_rows", info.max_rows).member("decode_threads", info.decode_threads);
   json->member("prefill_threads", info.prefill_threads);
+  json->member("kv_format", name_of(info.kv_format));
   json->key("bos");
   info.bos == EDGEKIT_NO_TOKEN ? json->null() : json->value(info.bos);
   json->list("eos", std::vector<uint32_t>(info.eos, info.eos + info.eos_count));

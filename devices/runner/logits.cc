@@ -29,7 +29,7 @@ std::vector<uint32_t> read_tokens(const std::string& path, uint32_t vocab) {
 
 void logits(int count, char** words) {
   const Arguments arguments(
-      count, words, {{"--token-file"}, {"--out"}, {"--chunk"}, {"--start"}, kThreads, kPrefillThreads, kContext});
+      count, words, {{"--token-file"}, {"--out"}, {"--chunk"}, {"--start"}, kThreads, kPrefillThreads, kContext, kKv});
   const Model model(arguments.file());
   if (!arguments.has("--token-file") || !arguments.has("--out")) {
     throw Failure{kUsage, "--token-file and --out are both needed", ""};

@@ -112,6 +112,7 @@ void Measurement::write_memory(Json* json) const {
   const edgekit_memory memory = session_.memory();
   json->key("memory").open_object();
   json->member("weights_bytes", model_.info().weights_bytes);
+  json->member("kv_format", name_of(session_.kv_format()));
   json->member("kv_bytes", memory.kv_bytes);
   json->member("arena_bytes", memory.arena_bytes);
   json->member("peak_rss_bytes", memory_.peak_rss_bytes);

@@ -141,6 +141,21 @@ void Session::set_threads(uint32_t decode, uint32_t prefill) {
   }
 }
 
+edgekit_kv_format read_kv_format(const Arguments& arguments) {
+  const std::string name = arguments.text("--kv", "");
+  for (const edgekit_kv_format format : {EDGEKIT_KV_F16, EDGEKIT_KV_Q8}) {
+    if (name == name_of(format)) {
+      return format;
+    }
+  }
+  if (arguments.has("--kv")) {
+    throw Failure{kUsage, "--kv is '" + name + "'", "one of: f16, q8"};
+  }
+  return EDGEKIT_KV_AS_PLANNED;
+}
+
+const char* name_of(edgekit_kv_format format) { return format == EDGEKIT_KV_Q8 ? "q8" : "f16"; }
+
 edgekit_session_options read_session_options(const Arguments& arguments, const Model& model) {
   edgekit_session_options options{};
   options.context = static_cast<uint32_t>(arguments.whole("--context", 0, 1, model.info().context));
@@ -148,6 +163,7 @@ edgekit_session_options read_session_options(const Arguments& arguments, const M
   options.prefill_threads =
       static_cast<uint32_t>(arguments.whole("--prefill-threads", options.decode_threads, 1, kMostThreads));
   options.spin_microseconds = UINT32_MAX;
+  options.kv_format = read_kv_format(arguments);
   return options;
 }
 

@@ -62,6 +62,7 @@ class Session {
   uint32_t context() const { return edgekit_session_context(session_); }
   uint32_t decode_threads() const { return edgekit_session_decode_threads(session_); }
   uint32_t prefill_threads() const { return edgekit_session_prefill_threads(session_); }
+  edgekit_kv_format kv_format() const { return edgekit_session_kv_format(session_); }
   ThreadsFrom decode_threads_from() const { return decode_threads_from_; }
   ThreadsFrom prefill_threads_from() const { return prefill_threads_from_; }
 
@@ -84,7 +85,13 @@ class Session {
   double create_seconds_ = 0;
 };
 
-// --threads, --prefill-threads and --context as session options.
+// --kv; absent: as the program says.
+edgekit_kv_format read_kv_format(const Arguments& arguments);
+
+// "f16" or "q8".
+const char* name_of(edgekit_kv_format format);
+
+// --threads, --prefill-threads, --context and --kv as session options.
 edgekit_session_options read_session_options(const Arguments& arguments, const Model& model);
 
 // The operations that sampling uses on this CPU.

@@ -245,7 +245,7 @@ void write_coherence(const Coherence& found, const format::ProbeHeader& header, 
 }  // namespace
 
 void probe(int count, char** words) {
-  const Arguments arguments(count, words, {{"--probe"}, kThreads, kPrefillThreads, kContext, kJson});
+  const Arguments arguments(count, words, {{"--probe"}, kThreads, kPrefillThreads, kContext, kKv, kJson});
   const Model model(arguments.file());
   std::string given;
   const uint8_t* data = model.info().probe;

@@ -1,7 +1,8 @@
 // Attention of some queries over one block of positions (AttendBlock in ops.h), on the lanes and with the exponential
 // of ops_body.h, which includes this.
 
-constexpr size_t kHalvesBytes = kLanes * sizeof(uint16_t);
+inline Lanes load_cached(const uint16_t* x) { return load_half(x); }
+inline Lanes load_cached(const int8_t* x) { return load_codes(x); }
 
 // Asks for `bytes` from an address on to be in the cache soon. Never faults, wherever that is.
 template <size_t bytes>
@@ -12,13 +13,14 @@ inline void prefetch(uintptr_t address) {
   }
 }
 
-inline uintptr_t address_of(const uint16_t* halves) { return reinterpret_cast<uintptr_t>(halves); }
+inline uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
 
 // scores[r][16 * p + lane] = scale * (q[r] . key of position 16 * p + lane), d rising. R * P chains of fma in flight.
-// What is at `next`, as long as the keys, is read soon.
-template <int R, int P>
-inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, uintptr_t next, float scale,
-                  float* scores) {
+// `key_scales` of these positions are multiplied with the scale. What is at `next`, as long as the keys, is read soon.
+template <int R, int P, typename Element>
+inline void score(size_t head_dim, const float* const* q, const Element* keys, const float* key_scales, uintptr_t next,
+                  float scale, float* scores) {
+  constexpr size_t kStripBytes = kLanes * sizeof(Element);
   Lanes acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -28,11 +30,11 @@ inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, 
     }
   }
   for (size_t d = 0; d < head_dim; ++d) {
-    prefetch<P * kHalvesBytes>(next + d * P * kHalvesBytes);
+    prefetch<P * kStripBytes>(next + d * P * kStripBytes);
     Lanes key[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      key[p] = load_half(keys + (p * head_dim + d) * kLanes);
+      key[p] = load_cached(keys + (p * head_dim + d) * kLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -43,11 +45,14 @@ inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, 
       }
     }
   }
-  const Lanes factor = broadcast(scale);
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+  for (int p = 0; p < P; ++p) {
+    Lanes factor = broadcast(scale);
+    if constexpr (sizeof(Element) == 1) {
+      factor = multiply(factor, load(key_scales + p * kLanes));
+    }
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) {
       store(scores + r * kBlock + p * kLanes, multiply(acc[r][p], factor));
     }
   }
@@ -55,9 +60,9 @@ inline void score(size_t head_dim, const float* const* q, const uint16_t* keys, 
 
 // out[r][16 * d + lane] = sum over positions j of weights[r][j] * value[j][16 * d + lane], j rising.
 // What is at `next`, of the same shape as the values, is read soon.
-template <int R, int D>
-inline void weigh(size_t begin, size_t end, size_t stride, const float* weights, const uint16_t* values,
-                  uintptr_t next, float* out, size_t out_stride) {
+template <int R, int D, typename Element>
+inline void weigh(size_t begin, size_t end, size_t stride, const float* weights, const Element* values, uintptr_t next,
+                  float* out, size_t out_stride) {
   Lanes acc[R][D];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -67,11 +72,11 @@ inline void weigh(size_t begin, size_t end, size_t stride, const float* weights,
     }
   }
   for (size_t j = begin; j < end; ++j) {
-    prefetch<D * kHalvesBytes>(next + j * stride * sizeof(uint16_t));
+    prefetch<D * kLanes * sizeof(Element)>(next + j * stride * sizeof(Element));
     Lanes value[D];
 #pragma GCC unroll 8
     for (int d = 0; d < D; ++d) {
-      value[d] = load_half(values + j * stride + d * kLanes);
+      value[d] = load_cached(values + j * stride + d * kLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -91,9 +96,10 @@ inline void weigh(size_t begin, size_t end, size_t stride, const float* weights,
   }
 }
 
-// Turns the scores of positions [begin, end) into weights e^(score - largest), all others in the strips into 0.
-inline void softmax_block(size_t begin, size_t end, size_t first_strip, size_t last_strip, float* scores,
-                          float* largest_score, float* total) {
+// Turns the scores of positions [begin, end) into weights e^(score - largest), all others in the strips into 0. The
+// total is that of the weights before they are multiplied by the values' scales, which may be null.
+inline void softmax_block(size_t begin, size_t end, size_t first_strip, size_t last_strip, const float* value_scales,
+                          float* scores, float* largest_score, float* total) {
   for (size_t j = first_strip * kLanes; j < begin && j < last_strip * kLanes; ++j) {
     scores[j] = kMinusInfinity;
   }
@@ -109,36 +115,41 @@ inline void softmax_block(size_t begin, size_t end, size_t first_strip, size_t l
   Lanes totals = broadcast(0.0f);
   for (size_t s = first_strip; s < last_strip; ++s) {
     const Lanes weight = exponential(subtract(load(scores + s * kLanes), shift));
-    store(scores + s * kLanes, weight);
     totals = add(totals, weight);
+    store(scores + s * kLanes,
+          value_scales == nullptr ? weight : multiply(weight, load(value_scales + s * kLanes)));
   }
   *total = sum(totals);
 }
 
 // score() for the strips from `strip` on, kAcross at a time as long as there are so many, then half as many at a time.
-template <int R, int kAcross>
+template <int R, int kAcross, typename Element>
 inline void score_strips(const AttendBlock& block, size_t first, size_t strip, size_t last_strip, size_t stride,
                          float* scores) {
+  const Element* keys = static_cast<const Element*>(block.keys);
   for (; strip + kAcross <= last_strip; strip += kAcross) {
-    score<R, kAcross>(block.head_dim, block.q + first, block.keys + strip * block.head_dim * kLanes,
-                      address_of(block.values) + strip * stride * kHalvesBytes, block.scale, scores + strip * kLanes);
+    score<R, kAcross>(block.head_dim, block.q + first, keys + strip * block.head_dim * kLanes,
+                      sizeof(Element) == 1 ? block.key_scales + strip * kLanes : nullptr,
+                      address_of(block.values) + strip * stride * kLanes * sizeof(Element), block.scale,
+                      scores + strip * kLanes);
   }
   if constexpr (kAcross > 1) {
-    score_strips<R, kAcross / 2>(block, first, strip, last_strip, stride, scores);
+    score_strips<R, kAcross / 2, Element>(block, first, strip, last_strip, stride, scores);
   }
 }
 
-// weigh() for the elements from d on, in the same way. The block after this one is read next.
-template <int R, int kAcross>
+// weigh() for the elements from d on, in the same way. The keys of the next block are read soon.
+template <int R, int kAcross, typename Element>
 inline void weigh_elements(const AttendBlock& block, size_t begin, size_t end, size_t d, size_t stride,
                            const float* weights, float* partial) {
-  const uintptr_t next_keys = address_of(block.keys) + kBlock * block.head_dim * sizeof(uint16_t);
+  const Element* values = static_cast<const Element*>(block.values);
+  const uintptr_t next_keys = address_of(block.keys) + block.next_bytes;
   for (; d + kAcross * kLanes <= stride; d += kAcross * kLanes) {
-    weigh<R, kAcross>(begin, end, stride, weights, block.values + d, next_keys + d * sizeof(uint16_t), partial + d,
+    weigh<R, kAcross>(begin, end, stride, weights, values + d, next_keys + d * sizeof(Element), partial + d,
                       block.partial_stride);
   }
   if constexpr (kAcross > 1) {
-    weigh_elements<R, kAcross / 2>(block, begin, end, d, stride, weights, partial);
+    weigh_elements<R, kAcross / 2, Element>(block, begin, end, d, stride, weights, partial);
   }
 }
 
@@ -151,7 +162,7 @@ constexpr int strips_across(int queries) {
   return across;
 }
 
-template <int R>
+template <int R, typename Element>
 void attend_queries(const AttendBlock& block, size_t first) {
   alignas(64) float scores[R * kBlock];
   const size_t stride = (block.head_dim + kLanes - 1) / kLanes * kLanes;
@@ -165,37 +176,47 @@ void attend_queries(const AttendBlock& block, size_t first) {
   }
   const size_t first_strip = begin / kLanes;
   const size_t last_strip = end > begin ? (end + kLanes - 1) / kLanes : first_strip;
-  score_strips<R, strips_across(R)>(block, first, first_strip, last_strip, stride, scores);
+  score_strips<R, strips_across(R), Element>(block, first, first_strip, last_strip, stride, scores);
   float* partial = block.partial + first * block.partial_stride;
   for (size_t r = 0; r < R; ++r) {
     float* tail = partial + r * block.partial_stride + stride;
-    softmax_block(block.begin[first + r], block.end[first + r], first_strip, last_strip, scores + r * kBlock, &tail[0],
-                  &tail[1]);
+    softmax_block(block.begin[first + r], block.end[first + r], first_strip, last_strip, block.value_scales,
+                  scores + r * kBlock, &tail[0], &tail[1]);
   }
-  weigh_elements<R, strips_across(R)>(block, begin, end, 0, stride, scores, partial);
+  weigh_elements<R, strips_across(R), Element>(block, begin, end, 0, stride, scores, partial);
 }
 
-void attend(const AttendBlock& block) {
+template <typename Element>
+void attend_cached(const AttendBlock& block) {
   size_t first = 0;
   if constexpr (kTile >= 8) {
     for (; first + 8 <= block.queries; first += 8) {
-      attend_queries<8>(block, first);
+      attend_queries<8, Element>(block, first);
     }
   }
   for (; first + 4 <= block.queries; first += 4) {
-    attend_queries<4>(block, first);
+    attend_queries<4, Element>(block, first);
   }
   switch (block.queries - first) {
     case 3:
-      attend_queries<3>(block, first);
+      attend_queries<3, Element>(block, first);
       break;
     case 2:
-      attend_queries<2>(block, first);
+      attend_queries<2, Element>(block, first);
       break;
     case 1:
-      attend_queries<1>(block, first);
+      attend_queries<1, Element>(block, first);
       break;
     default:
       break;
   }
+}
+
+void attend(const AttendBlock& block) {
+  if (block.key_scales == nullptr) {
+    return attend_cached<uint16_t>(block);
+  }
+  prefetch<kBlock * sizeof(float)>(address_of(block.key_scales) + block.next_bytes);
+  prefetch<kBlock * sizeof(float)>(address_of(block.value_scales) + block.next_bytes);
+  attend_cached<int8_t>(block);
 }

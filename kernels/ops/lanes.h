@@ -84,6 +84,8 @@ inline uint16_t half_of_float(float value) {
 
 inline Lanes load_half(const uint16_t* x) { EDGEKIT_EACH_LANE(float_of_half(x[l])); }
 
+inline Lanes load_codes(const int8_t* x) { EDGEKIT_EACH_LANE(float(x[l])); }
+
 inline void store_half(uint16_t* x, Lanes a) {
   for (int l = 0; l < 16; ++l) {
     x[l] = half_of_float(a.v[l]);
@@ -137,6 +139,9 @@ inline Lanes exponent_from_low_bits(Lanes t) {
 inline Lanes load_half(const uint16_t* x) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)))};
 }
+inline Lanes load_codes(const int8_t* x) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))))};
+}
 inline void store_half(uint16_t* x, Lanes a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -189,6 +194,10 @@ inline Lanes load_half(const uint16_t* x) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 8)))};
 }
+inline Lanes load_codes(const int8_t* x) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + 8))))};
+}
 inline void store_half(uint16_t* x, Lanes a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x + 8), _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
@@ -240,6 +249,18 @@ inline Lanes exponent_from_low_bits(Lanes t) {
 }
 inline Lanes load_half(const uint16_t* x) {
   EDGEKIT_EACH_QUARTER(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + 4 * i))));
+}
+// 2^23 + 128 + code has the bits 0x4b0000 and, below them, code + 128: a lookup and a subtraction, both exact, go to
+// either vector pipe of a small core, and conversions only to one.
+inline Lanes load_codes(const int8_t* x) {
+  static const uint8_t kBytes[16] = {0, 16, 16, 17, 1, 16, 16, 17, 2, 16, 16, 17, 3, 16, 16, 17};
+  const uint8x16_t first = vld1q_u8(kBytes);
+  const uint8x16x2_t from = {{veorq_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(x)), vdupq_n_u8(0x80)),
+                              vreinterpretq_u8_u16(vdupq_n_u16(0x4b00))}};
+  const uint8x16_t next = vreinterpretq_u8_u32(vdupq_n_u32(4));
+  EDGEKIT_EACH_QUARTER(vsubq_f32(
+      vreinterpretq_f32_u8(vqtbl2q_u8(from, vaddq_u8(first, vmulq_u8(next, vdupq_n_u8(uint8_t(i)))))),
+      vdupq_n_f32(0x1p23f + 128.0f)));
 }
 inline void store(float* x, Lanes a) {
   for (int i = 0; i < 4; ++i) {

@@ -1,5 +1,5 @@
-// The operations between matrix products, for vectors in float: norm, rotary, attention over a cache in half precision,
-// SwiGLU, and what sampling needs.
+// The operations between matrix products, for vectors in float: norm, rotary, attention over a cache in half precision
+// or int8, SwiGLU, and what sampling needs.
 //
 // One portable source (ops_body.h) on sixteen lanes (lanes.h), compiled once an ISA. The result of every function is
 // the same to the last bit on every ISA.
@@ -19,19 +19,23 @@ constexpr size_t kBlock = 128;
 
 // Attention of some query vectors over one block of one head's cache.
 //
-//   keys    [positions / 16][head_dim][16]  f16; sixteen positions side by side: a score needs no sum over lanes
-//   values  [positions][value_stride]       f16; value_stride = head_dim rounded up to 16
+//   keys    [positions / 16][head_dim][16]  f16 or int8; sixteen positions side by side: scores need no sum over lanes
+//   values  [positions][value_stride]       the same; value_stride = head_dim rounded up to 16
+//   scales  [positions]                     f32, of int8 keys and of int8 values; null for f16
 //
 //   partial [queries][partial_stride]       value_stride floats: sum of p * value; then the largest score, the sum of p
 struct AttendBlock {
   size_t queries;
   size_t head_dim;
-  const float* const* q;   // [queries] pointers to head_dim floats
-  const uint16_t* keys;    // of the block's first position
-  const uint16_t* values;  // of the block's first position
-  const uint16_t* begin;   // [queries] first position seen, counted from the block's first
-  const uint16_t* end;     // [queries] one past the last; not above begin: the query sees nothing here
-  float scale;             // of q . k
+  const float* const* q;      // [queries] pointers to head_dim floats
+  const void* keys;           // of the block's first position
+  const void* values;         // of the block's first position
+  const float* key_scales;    // null: keys and values are f16
+  const float* value_scales;
+  uintptr_t next_bytes;       // from this block to the one that is likely attended next, which is prefetched
+  const uint16_t* begin;      // [queries] first position seen, counted from the block's first
+  const uint16_t* end;        // [queries] one past the last; not above begin: the query sees nothing here
+  float scale;                // of q . k
   float* partial;
   size_t partial_stride;  // at least value_stride + 2
 };

@@ -1,6 +1,7 @@
 // Attention over the cache of a layer: one token at a time, or many rows after all of them were appended.
 #include <string.h>
 
+#include "program/division.h"
 #include "program/worker.h"
 
 namespace edgekit {
@@ -26,13 +27,6 @@ class Attention {
  private:
   size_t group() const { return info_.heads / info_.kv_heads; }
 
-  uint16_t* keys_of(const Step& step, size_t head) const {
-    const size_t at = (step.layer * info_.kv_heads + head) * (session_.head_keys + session_.head_values);
-    return session_.cache.at<uint16_t>(at * sizeof(uint16_t));
-  }
-
-  uint16_t* values_of(const Step& step, size_t head) const { return keys_of(step, head) + session_.head_keys; }
-
   // The position of the first token that the one at `position` sees.
   static size_t first_seen(const Step& step, size_t position) {
     return step.window > 0 && position + 1 > step.window ? position + 1 - step.window : 0;
@@ -48,9 +42,7 @@ class Attention {
 
   // `key` is rotated already.
   void append(const Step& step, size_t head, size_t position, const float* key, const float* value) const {
-    const size_t lane = position % ops::kLanes;
-    ops_.append_key(info_.head_dim, key, lane, keys_of(step, head) + (position - lane) * info_.head_dim);
-    ops_.append_value(info_.head_dim, value, values_of(step, head) + position * session_.value_stride);
+    session_.cache.append(ops_, step.layer, head, position, key, value, scratch_.codes);
   }
 
   const float* key_in(const float* row, size_t head) const { return row + (info_.heads + head) * info_.head_dim; }
@@ -59,36 +51,50 @@ class Attention {
     return row + (info_.heads + info_.kv_heads + head) * info_.head_dim;
   }
 
-  // Pieces: (head of the cache, block of positions). Whoever holds the last block appends the new position; whoever
-  // finishes a head's last block merges the head.
+  // Pieces: runs of blocks, those of one head after those of another, so that a thread reads long streams. Whoever
+  // holds a head's last block appends the new position; whoever finishes a head's last block merges the head.
   void attend_one(const Step& step) {
-    const size_t position = job_.position;
-    const size_t first_block = first_seen(step, position) / kBlock;
-    const size_t blocks = position / kBlock + 1 - first_block;
-    const float* input = worker_.row_of(step.input, 0);
-    worker_.share(1, blocks * info_.kv_heads, [&](size_t piece) {
-      const size_t head = piece / blocks;
-      const size_t block = first_block + piece % blocks;
-      memcpy(scratch_.queries, input + head * group() * info_.head_dim, group() * info_.head_dim * sizeof(float));
-      for (size_t i = 0; i < group(); ++i) {
-        scratch_.query_rows[i] = scratch_.queries + i * info_.head_dim;
-        norm_and_rotate(step, step.q_norm, 0, scratch_.queries + i * info_.head_dim);
-        set_seen(step, i, position, block);
-      }
-      if (block == position / kBlock) {
-        float* key = scratch_.queries + group() * info_.head_dim;
-        memcpy(key, key_in(input, head), info_.head_dim * sizeof(float));
-        norm_and_rotate(step, step.k_norm, 0, key);
-        append(step, head, position, key, value_in(input, head));
-      }
-      float* partials = session_.partials + head * blocks * group() * session_.partial_stride;
-      attend_block(step, head, block, group(), partials + (block - first_block) * group() * session_.partial_stride);
-      std::atomic<uint32_t>& done = session_.blocks_done[head * kCounterStride];
-      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == blocks) {
-        done.store(0, std::memory_order_relaxed);
-        merge_head(step, head, blocks, partials);
+    const size_t first_block = first_seen(step, job_.position) / kBlock;
+    const size_t blocks = job_.position / kBlock + 1 - first_block;
+    const size_t all = blocks * info_.kv_heads;
+    worker_.share_ranges(1, Division(all, 1, 1, all), [&](Range range) {
+      for (size_t at = range.begin; at < range.end;) {
+        const size_t head = at / blocks;
+        const size_t end = std::min(range.end, (head + 1) * blocks);
+        attend_head(step, head, first_block, at - head * blocks, end - head * blocks, blocks);
+        at = end;
       }
     });
+  }
+
+  // Of the blocks that the new token sees, of which there are `blocks`, those from `begin` to `end`.
+  void attend_head(const Step& step, size_t head, size_t first_block, size_t begin, size_t end, size_t blocks) {
+    const size_t position = job_.position;
+    const float* input = worker_.row_of(step.input, 0);
+    memcpy(scratch_.queries, input + head * group() * info_.head_dim, group() * info_.head_dim * sizeof(float));
+    for (size_t i = 0; i < group(); ++i) {
+      scratch_.query_rows[i] = scratch_.queries + i * info_.head_dim;
+      norm_and_rotate(step, step.q_norm, 0, scratch_.queries + i * info_.head_dim);
+    }
+    if (end == blocks) {
+      float* key = scratch_.queries + group() * info_.head_dim;
+      memcpy(key, key_in(input, head), info_.head_dim * sizeof(float));
+      norm_and_rotate(step, step.k_norm, 0, key);
+      append(step, head, position, key, value_in(input, head));
+    }
+    float* partials = session_.partials + head * blocks * group() * session_.partial_stride;
+    for (size_t i = begin; i < end; ++i) {
+      for (size_t query = 0; query < group(); ++query) {
+        set_seen(step, query, position, first_block + i);
+      }
+      attend_block(step, head, first_block + i, group(), partials + i * group() * session_.partial_stride);
+    }
+    std::atomic<uint32_t>& done = session_.blocks_done[head * kCounterStride];
+    const auto finished = uint32_t(end - begin);
+    if (done.fetch_add(finished, std::memory_order_acq_rel) + finished == blocks) {
+      done.store(0, std::memory_order_relaxed);
+      merge_head(step, head, blocks, partials);
+    }
   }
 
   void set_seen(const Step& step, size_t query, size_t position, size_t block) {
@@ -99,13 +105,16 @@ class Attention {
   }
 
   void attend_block(const Step& step, size_t head, size_t block, size_t queries, float* partial) const {
-    const size_t start = block * kBlock;
+    const KvBlock cached = session_.cache.block(step.layer, head, block);
     AttendBlock work;
     work.queries = queries;
     work.head_dim = info_.head_dim;
     work.q = scratch_.query_rows;
-    work.keys = keys_of(step, head) + start * info_.head_dim;
-    work.values = values_of(step, head) + start * session_.value_stride;
+    work.keys = cached.keys;
+    work.values = cached.values;
+    work.key_scales = cached.key_scales;
+    work.value_scales = cached.value_scales;
+    work.next_bytes = cached.bytes;
     work.begin = scratch_.seen_begin;
     work.end = scratch_.seen_end;
     work.scale = step.scale;
@@ -116,22 +125,23 @@ class Attention {
 
   void start_merging(float* merged) const {
     memset(merged, 0, session_.partial_stride * sizeof(float));
-    merged[session_.value_stride] = kMinusInfinity;
+    merged[session_.cache.value_stride()] = kMinusInfinity;
   }
 
   // One block alone is the result: merging it into nothing would change no bit.
   void merge_head(const Step& step, size_t head, size_t blocks, const float* partials) {
     for (size_t i = 0; i < group(); ++i) {
       if (blocks == 1) {
-        ops_.finish_attention(info_.head_dim, session_.value_stride, partials + i * session_.partial_stride,
+        ops_.finish_attention(info_.head_dim, session_.cache.value_stride(), partials + i * session_.partial_stride,
                               worker_.row_of(step.output, 0) + (head * group() + i) * info_.head_dim);
         continue;
       }
       start_merging(scratch_.merged);
       for (size_t block = 0; block < blocks; ++block) {
-        ops_.merge(session_.value_stride, partials + (block * group() + i) * session_.partial_stride, scratch_.merged);
+        ops_.merge(session_.cache.value_stride(), partials + (block * group() + i) * session_.partial_stride,
+                   scratch_.merged);
       }
-      ops_.finish_attention(info_.head_dim, session_.value_stride, scratch_.merged,
+      ops_.finish_attention(info_.head_dim, session_.cache.value_stride(), scratch_.merged,
                             worker_.row_of(step.output, 0) + (head * group() + i) * info_.head_dim);
     }
   }
@@ -173,12 +183,13 @@ class Attention {
       }
       attend_block(step, head, block, queries, first_block == last_block ? scratch_.merged : scratch_.partial);
       for (size_t i = 0; i < queries && first_block < last_block; ++i) {
-        ops_.merge(session_.value_stride, scratch_.partial + i * session_.partial_stride,
+        ops_.merge(session_.cache.value_stride(), scratch_.partial + i * session_.partial_stride,
                    scratch_.merged + i * session_.partial_stride);
       }
     }
     for (size_t i = 0; i < queries; ++i) {
-      ops_.finish_attention(info_.head_dim, session_.value_stride, scratch_.merged + i * session_.partial_stride,
+      ops_.finish_attention(info_.head_dim, session_.cache.value_stride(),
+                            scratch_.merged + i * session_.partial_stride,
                             worker_.row_of(step.output, first_row + i / group()) +
                                 (head * group() + i % group()) * info_.head_dim);
     }

@@ -76,7 +76,13 @@ struct Config {  // 128 bytes
   uint32_t eos[8];
   uint32_t arena_bytes;        // all buffers, for max_rows rows
   uint64_t required_features;  // of the ISA the plan was made for (edgekit/cpu.h)
-  uint8_t reserved[32];  // zero
+  uint32_t kv_format;          // KvFormat: of the cache, unless the caller wants another
+  uint8_t reserved[28];        // zero
+};
+
+enum class KvFormat : uint32_t {
+  kF16 = 0,
+  kQ8 = 1,
 };
 
 enum class OperatorKind : uint32_t {

@@ -143,7 +143,8 @@ bool is_possible(const format::Config& config) {
                   is_between(config.vocab, 1, kMostVocab) && is_between(config.context, 1, kMostContext) &&
                   is_between(config.max_rows, 1, kMostRows) && config.decode_threads <= kMostThreads &&
                   config.prefill_threads <= kMostThreads && config.eos_count <= 8 &&
-                  (config.bos == format::kNone || config.bos < config.vocab);
+                  (config.bos == format::kNone || config.bos < config.vocab) &&
+                  config.kv_format <= uint32_t(format::KvFormat::kQ8);
   for (uint32_t i = 0; possible && i < config.eos_count; ++i) {
     possible = config.eos[i] < config.vocab;
   }
@@ -166,6 +167,7 @@ void fill_info(const format::Config& config, size_t bytes, const Sections& secti
   info->eos_count = config.eos_count;
   memcpy(info->eos, config.eos, sizeof info->eos);
   info->required_features = config.required_features;
+  info->kv_format = format::KvFormat(config.kv_format) == format::KvFormat::kQ8 ? EDGEKIT_KV_Q8 : EDGEKIT_KV_F16;
   info->file_bytes = bytes;
   info->weights_bytes = sections.weights.count;
   info->tokenizer = sections.tokenizer.count > 0 ? sections.tokenizer.data : nullptr;

@@ -1,7 +1,6 @@
 // Sessions: their memory, and the division of a call into chunks of rows.
 #include "program/session.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
@@ -97,23 +96,18 @@ size_t lay_out_own(const edgekit_session& session, const Extents& extents, uint8
   scratch->query_rows = carver.take<const float*>(queries);
   scratch->seen_begin = carver.take<uint16_t>(queries);
   scratch->seen_end = carver.take<uint16_t>(queries);
+  scratch->codes = carver.take<int8_t>(info.head_dim);  // a line's multiple, so also one of 32
   return carver.used();
 }
 
-edgekit_status allocate_cache(edgekit_session* session, edgekit_error* error) {
+edgekit_status allocate_cache(edgekit_session* session, edgekit_kv_format asked, edgekit_error* error) {
   const edgekit_program_info& info = session->program->info;
-  const size_t capacity = round_up(session->context, ops::kLanes);
-  session->value_stride = round_up(info.head_dim, ops::kLanes);
-  session->partial_stride = session->value_stride + ops::kLanes;
-  session->head_keys = capacity * info.head_dim;
-  session->head_values = capacity * session->value_stride;
-  // Cannot overflow: 2^20 positions * 2 * 2^10 * 2^10 heads * 2^10 layers * 2 bytes = 2^52.
-  const uint64_t bytes =
-      uint64_t(info.layers) * info.kv_heads * (session->head_keys + session->head_values) * sizeof(uint16_t);
-  if (!session->cache.allocate(bytes)) {
-    return refuse(error, EDGEKIT_NO_MEMORY, "a cache for %u positions takes %llu MiB, which this system does not give",
-                  session->context, static_cast<unsigned long long>(bytes >> 20));
+  const edgekit_kv_format format = asked == EDGEKIT_KV_AS_PLANNED ? info.kv_format : asked;
+  if (!session->cache.allocate(info, session->context, format)) {
+    return refuse(error, EDGEKIT_NO_MEMORY, "a cache for %u positions takes more memory than this system gives",
+                  session->context);
   }
+  session->partial_stride = session->cache.value_stride() + ops::kLanes;
   return EDGEKIT_OK;
 }
 
@@ -150,11 +144,14 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
   if (options.decode_threads > kMostThreads || options.prefill_threads > kMostThreads) {
     return refuse(error, EDGEKIT_BAD_ARGUMENT, "at most %u threads can be used", kMostThreads);
   }
+  if (unsigned(options.kv_format) > EDGEKIT_KV_Q8) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "there is no cache format %u", unsigned(options.kv_format));
+  }
   session->context = options.context > 0 ? options.context : std::min(info.context, kDefaultContext);
   session->decode_threads = choose_threads(options.decode_threads, info.decode_threads, session->speeds.count());
   session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads, session->speeds.count());
   session->keeps_to_fast_cpus = options.keep_to_fast_cpus != 0 && !session->speeds.are_equal();
-  edgekit_status status = allocate_cache(session, error);
+  edgekit_status status = allocate_cache(session, options.kv_format, error);
   if (status == EDGEKIT_OK) {
     status = allocate_scratch(session, error);
   }
@@ -172,21 +169,6 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
 }
 
 }  // namespace
-
-bool Memory::allocate(uint64_t bytes) {
-  if (bytes > SIZE_MAX - kLine) {
-    return false;
-  }
-  raw_ = calloc(1, size_t(bytes) + kLine);
-  if (raw_ == nullptr) {
-    return false;
-  }
-  data_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(raw_), kLine));
-  bytes_ = bytes;
-  return true;
-}
-
-Memory::~Memory() { free(raw_); }
 
 void PostedJob::post(uint32_t run, const Job& job) {
   run_.store(kBeingWritten, std::memory_order_relaxed);
@@ -258,6 +240,8 @@ edgekit_memory edgekit_session_memory(const edgekit_session* session) {
 }
 
 uint32_t edgekit_session_context(const edgekit_session* session) { return session->context; }
+
+edgekit_kv_format edgekit_session_kv_format(const edgekit_session* session) { return session->cache.format(); }
 
 uint32_t edgekit_session_position(const edgekit_session* session) { return session->position; }
 

@@ -5,7 +5,9 @@
 #include <memory>
 
 #include "cpu/speeds.h"
+#include "program/kv_cache.h"
 #include "program/loaded.h"
+#include "program/memory.h"
 #include "program/threads.h"
 
 namespace edgekit {
@@ -15,27 +17,6 @@ constexpr size_t kPrefillTiles = 4;    // tiles of a piece of work when m > 1
 constexpr size_t kMostPieceTiles = kRowBlock * kPrefillTiles;  // when m == 1: what fits the same scratch
 constexpr size_t kAttendRows = 8;      // rows of a piece of attention when m > 1
 constexpr size_t kRowsPerPiece = 16;   // rows normed or appended to the cache at once: keys lie in groups of 16
-
-// Zeroed memory, 64-byte aligned.
-class Memory {
- public:
-  Memory() = default;
-  ~Memory();
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  bool allocate(uint64_t bytes);
-  uint64_t bytes() const { return bytes_; }
-
-  template <typename T>
-  T* at(uint64_t byte_offset) const {
-    return reinterpret_cast<T*>(data_ + byte_offset);
-  }
-
- private:
-  void* raw_ = nullptr;
-  uint8_t* data_ = nullptr;
-  uint64_t bytes_ = 0;
-};
 
 // Activations of some rows as one ActivationForm wants them.
 struct Activations {
@@ -57,6 +38,7 @@ struct Scratch {
   const float** query_rows;           // [queries]
   uint16_t* seen_begin;               // [queries]
   uint16_t* seen_end;                 // [queries]
+  int8_t* codes;                      // of a key or a value
   std::atomic<uint32_t> speed;        // of the CPU it ran on last
   bool has_place;                     // it runs on fast CPUs only
 };
@@ -111,12 +93,7 @@ struct edgekit_session {
   uint32_t context = 0;
   uint32_t position = 0;
 
-  // f16; of each layer and head: keys [context / 16][head_dim][16], values [context][value_stride].
-  edgekit::Memory cache;
-  size_t value_stride = 0;
-  size_t head_keys = 0;    // elements of one head's keys
-  size_t head_values = 0;  // and of its values
-
+  edgekit::KvCache cache;
   edgekit::Memory arena;   // the plan's buffers
   edgekit::Memory shared;  // scratch of all threads together
   edgekit::Memory own;     // scratch of each

@@ -1,7 +1,7 @@
 // Small random models: as a program file in memory, and as plain numbers for a forward pass in double.
 //
 // The forward pass shares nothing with the runtime: weights are dequantized from their codes as the scheme's definition
-// says, activations are quantized to int8 where the runtime does, keys and values are rounded to half precision.
+// says, activations are quantized to int8 where the runtime does, keys and values are rounded as the cache rounds them.
 #pragma once
 
 #include <cmath>
@@ -44,6 +44,7 @@ struct ModelShape {
   uint32_t group = 32;
   bool split_qkv = false, tied = true, bias = false, qk_norm = false;
   uint32_t window = 0;
+  format::KvFormat kv = format::KvFormat::kF16;
   float weight_scale = 1.0f;
 };
 
@@ -470,6 +471,7 @@ class ProgramWriter {
     config.eos_count = static_cast<uint32_t>(eos.size());
     for (size_t i = 0; i < eos.size(); i++) config.eos[i] = eos[i];
     config.arena_bytes = static_cast<uint32_t>(arena_);
+    config.kv_format = static_cast<uint32_t>(shape_.kv);
 
     struct Part {
       SectionKind kind;
@@ -612,6 +614,13 @@ class DenseForward {
     }
   }
 
+  // Each head on its own.
+  std::vector<double> cached(std::vector<double> heads) const {
+    if (model_.shape.kv == format::KvFormat::kQ8) return rounded(heads, model_.shape.head_dim);
+    for (double& value : heads) value = value_of_half(half_bits(static_cast<float>(value)));
+    return heads;
+  }
+
   void mix(const DenseLayer& layer, std::vector<std::vector<double>>* x) const {
     const ModelShape& shape = model_.shape;
     const size_t dim = shape.head_dim, group = shape.heads / shape.kv_heads;
@@ -621,10 +630,8 @@ class DenseForward {
       std::vector<double> q = multiply(layer.q, normed), k = multiply(layer.k, normed), v = multiply(layer.v, normed);
       for (size_t head = 0; head < shape.heads; head++) rotate(position, layer.q_norm, &q[head * dim]);
       for (size_t head = 0; head < shape.kv_heads; head++) rotate(position, layer.k_norm, &k[head * dim]);
-      for (double& value : k) value = value_of_half(half_bits(static_cast<float>(value)));
-      for (double& value : v) value = value_of_half(half_bits(static_cast<float>(value)));
-      keys.push_back(k);
-      values.push_back(v);
+      keys.push_back(cached(k));
+      values.push_back(cached(v));
       std::vector<double> mixed(q.size());
       const size_t first = shape.window > 0 && position + 1 > shape.window ? position + 1 - shape.window : 0;
       for (size_t head = 0; head < shape.heads; head++) {

@@ -240,18 +240,11 @@ TEST(keys_and_values_become_halves_rounded_to_even) {
   }
 }
 
-// One head's cache, and queries that see different parts of it.
+// One head's cache, and queries that see different parts of it. Nothing past the cache may be read.
 struct Attention {
   Attention(size_t dim, size_t count)
-      : dim(dim), stride((dim + 15) / 16 * 16), queries(random_floats(count * dim, 1.0f)) {
-    keys.resize(ops::kBlock * dim);
-    values.resize(ops::kBlock * stride);
-    dense_keys = random_floats(ops::kBlock * dim, 1.0f, 8);
-    dense_values = random_floats(ops::kBlock * dim, 1.0f, 9);
-    for (size_t j = 0; j < ops::kBlock; j++) {
-      scalar().append_key(dim, &dense_keys[j * dim], j % 16, &keys[j / 16 * 16 * dim]);
-      scalar().append_value(dim, &dense_values[j * dim], &values[j * stride]);
-    }
+      : dim(dim), stride((dim + 15) / 16 * 16), queries(random_floats(count * dim, 1.0f)),
+        dense_keys(ops::kBlock * dim), dense_values(ops::kBlock * dim) {
     Random random(11);
     for (size_t i = 0; i < count; i++) {
       rows.push_back(&queries[i * dim]);
@@ -267,8 +260,17 @@ struct Attention {
   std::vector<float> run(const Ops& set) const {
     const size_t partial_stride = stride + 16;
     std::vector<float> partial(rows.size() * partial_stride), out(rows.size() * dim);
-    set.attend({rows.size(), dim, rows.data(), keys.data(), values.data(), begin.data(), end.data(), 0.25f,
-                partial.data(), partial_stride});
+    ops::AttendBlock block = cached();
+    block.queries = rows.size();
+    block.head_dim = dim;
+    block.q = rows.data();
+    block.next_bytes = 1 << 16;
+    block.begin = begin.data();
+    block.end = end.data();
+    block.scale = 0.25f;
+    block.partial = partial.data();
+    block.partial_stride = partial_stride;
+    set.attend(block);
     for (size_t i = 0; i < rows.size(); i++) {
       std::vector<float> merged(partial_stride);
       merged[stride] = -INFINITY;
@@ -283,25 +285,90 @@ struct Attention {
     for (size_t j = begin[query]; j < end[query]; j++) {
       double score = 0;
       for (size_t e = 0; e < dim; e++) {
-        score += double(queries[query * dim + e]) * value_of_half(half_bits(dense_keys[j * dim + e]));
+        score += double(queries[query * dim + e]) * dense_keys[j * dim + e];
       }
       const double weight = std::exp(score * 0.25);
       total += weight;
-      sum += weight * value_of_half(half_bits(dense_values[j * dim + d]));
+      sum += weight * dense_values[j * dim + d];
     }
     return begin[query] < end[query] ? sum / total : 0;
   }
 
+  // Keys, values and their scales.
+  virtual ops::AttendBlock cached() const = 0;
+
   size_t dim, stride;
-  std::vector<float> queries, dense_keys, dense_values;
-  std::vector<uint16_t> keys, values, begin, end;
+  std::vector<float> queries;
+  std::vector<double> dense_keys, dense_values;  // what the cache holds
+  std::vector<uint16_t> begin, end;
   std::vector<const float*> rows;
+
+ protected:
+  ~Attention() = default;
 };
 
-TEST(attention_weighs_the_values_that_a_query_sees) {
+struct HalfAttention final : Attention {
+  HalfAttention(size_t dim, size_t count)
+      : Attention(dim, count), keys(ops::kBlock * dim), values(ops::kBlock * stride) {
+    const std::vector<float> key = random_floats(dense_keys.size(), 1.0f, 8);
+    const std::vector<float> value = random_floats(dense_values.size(), 1.0f, 9);
+    for (size_t j = 0; j < ops::kBlock; j++) {
+      scalar().append_key(dim, &key[j * dim], j % 16, &keys[j / 16 * 16 * dim]);
+      scalar().append_value(dim, &value[j * dim], &values[j * stride]);
+    }
+    for (size_t i = 0; i < key.size(); i++) {
+      dense_keys[i] = value_of_half(half_bits(key[i]));
+      dense_values[i] = value_of_half(half_bits(value[i]));
+    }
+  }
+
+  ops::AttendBlock cached() const override {
+    ops::AttendBlock block{};
+    block.keys = keys.data();
+    block.values = values.data();
+    return block;
+  }
+
+  Guarded<uint16_t> keys, values;
+};
+
+struct CodedAttention final : Attention {
+  CodedAttention(size_t dim, size_t count)
+      : Attention(dim, count), keys(ops::kBlock * dim), values(ops::kBlock * stride), key_scales(ops::kBlock),
+        value_scales(ops::kBlock) {
+    Random random(5);
+    for (size_t j = 0; j < ops::kBlock; j++) {
+      key_scales[j] = std::fabs(random.uniform()) * 0x1p-7f;
+      value_scales[j] = std::fabs(random.uniform()) * 0x1p-7f;
+      for (size_t d = 0; d < dim; d++) {
+        const auto key = static_cast<int8_t>(random.below(255) - 127);
+        const auto value = static_cast<int8_t>(random.below(255) - 127);
+        keys[(j / 16 * dim + d) * 16 + j % 16] = key;
+        values[j * stride + d] = value;
+        dense_keys[j * dim + d] = double(key) * key_scales[j];
+        dense_values[j * dim + d] = double(value) * value_scales[j];
+      }
+    }
+  }
+
+  ops::AttendBlock cached() const override {
+    ops::AttendBlock block{};
+    block.keys = keys.data();
+    block.values = values.data();
+    block.key_scales = key_scales.data();
+    block.value_scales = value_scales.data();
+    return block;
+  }
+
+  Guarded<int8_t> keys, values;
+  Guarded<float> key_scales, value_scales;
+};
+
+template <class Cached>
+void check_attention() {
   for (const size_t dim : {2u, 10u, 16u, 48u, 64u, 128u}) {
     for (const size_t count : {1u, 2u, 3u, 4u, 5u, 7u, 8u, 9u, 24u}) {
-      const Attention attention(dim, count);
+      const Cached attention(dim, count);
       const std::vector<float> expected = attention.run(scalar());
       for (size_t i = 0; i < count; i++) {
         for (size_t d = 0; d < dim; d++) {
@@ -319,6 +386,10 @@ TEST(attention_weighs_the_values_that_a_query_sees) {
     }
   }
 }
+
+TEST(attention_weighs_the_values_that_a_query_sees) { check_attention<HalfAttention>(); }
+
+TEST(attention_over_codes_weighs_codes_times_scales) { check_attention<CodedAttention>(); }
 
 TEST(merging_blocks_gives_the_softmax_over_all_of_them) {
   for (const Ops* set : all_sets()) {

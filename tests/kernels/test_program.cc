@@ -124,6 +124,50 @@ TEST(biases_query_norms_and_an_untied_head_are_applied) {
   CHECK(distance(Model(shape), 50, 2, 50) < kFloatDistance);
 }
 
+TEST(a_cache_in_int8_holds_rounded_keys_and_values) {
+  for (ModelShape shape : {float_shape(), odd_shape()}) {
+    shape.kv = format::KvFormat::kQ8;
+    const Model model(shape);
+    CHECK(distance(model, 150, 1, 150) < kQuantizedDistance);
+    CHECK(distance(model, 150, 2, 1) < kQuantizedDistance);
+    CHECK(distance(model, 200, 3, 37) < kQuantizedDistance);
+    shape.window = 20;
+    CHECK(distance(Model(shape), 200, 2, 200) < kQuantizedDistance);
+    CHECK(distance(Model(shape), 200, 2, 1) < kQuantizedDistance);
+  }
+}
+
+TEST(a_session_keeps_keys_and_values_as_it_is_told) {
+  ModelShape shape = float_shape();
+  const Model half(shape);
+  shape.kv = format::KvFormat::kQ8;
+  const Model coded(shape);
+  CHECK(edgekit_program_get_info(half.program.get())->kv_format == EDGEKIT_KV_F16);
+  CHECK(edgekit_program_get_info(coded.program.get())->kv_format == EDGEKIT_KV_Q8);
+  const std::vector<uint32_t> ids = random_tokens(40, shape.vocab);
+  // 2 layers * 2 heads * 112 positions, of each a key and a value of 16 numbers; for codes, and a scale of 4 bytes.
+  constexpr uint64_t kNumbers = 2 * 2 * 112 * 2;
+  std::vector<float> logits[2];
+  for (const Model* model : {&half, &coded}) {
+    for (const edgekit_kv_format asked : {EDGEKIT_KV_AS_PLANNED, EDGEKIT_KV_F16, EDGEKIT_KV_Q8}) {
+      const Session session = start(model->program, 1, 100, asked);
+      const edgekit_kv_format planned = model == &half ? EDGEKIT_KV_F16 : EDGEKIT_KV_Q8;
+      const edgekit_kv_format used = edgekit_session_kv_format(session.get());
+      CHECK(used == (asked == EDGEKIT_KV_AS_PLANNED ? planned : asked));
+      CHECK(edgekit_session_memory(session.get()).kv_bytes == kNumbers * (used == EDGEKIT_KV_Q8 ? 16 + 4 : 16 * 2));
+      std::vector<float>& expected = logits[used == EDGEKIT_KV_Q8];
+      const std::vector<float> found = forward(session.get(), ids, 40, shape.vocab);
+      if (expected.empty()) expected = found;
+      CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0);
+    }
+  }
+  CHECK(logits[0] != logits[1]);
+  const edgekit_session_options options = {0, 1, 1, 0, 0, static_cast<edgekit_kv_format>(3)};
+  edgekit_session* made = nullptr;
+  edgekit_error error{};
+  CHECK(edgekit_session_create(half.program.get(), &options, &made, &error) == EDGEKIT_BAD_ARGUMENT && made == nullptr);
+}
+
 TEST(a_window_hides_what_is_behind_it) {
   ModelShape shape = float_shape();
   shape.window = 20;
@@ -137,7 +181,11 @@ TEST(a_window_hides_what_is_behind_it) {
 }
 
 TEST(neither_threads_nor_the_division_into_calls_change_a_bit) {
-  for (const ModelShape& shape : {mixed_shape(), odd_shape(), float_shape()}) {
+  ModelShape coded = odd_shape();
+  coded.kv = format::KvFormat::kQ8;
+  ModelShape windowed = float_shape();
+  windowed.window = 150;
+  for (const ModelShape& shape : {mixed_shape(), odd_shape(), float_shape(), coded, windowed}) {
     const Model model(shape);
     const std::vector<uint32_t> ids = random_tokens(170, shape.vocab);
     const std::vector<float> expected = forward(start(model.program, 1).get(), ids, 170, shape.vocab);
@@ -170,11 +218,13 @@ TEST(the_logits_have_the_same_bits_on_every_machine) {
   ModelShape shape = mixed_shape();
   shape.qk_norm = true;
   const Model model(shape);
-  const std::vector<float> logits =
-      forward(start(model.program, 2).get(), random_tokens(140, shape.vocab), 100, shape.vocab);
-  const uint32_t digest = crc32(reinterpret_cast<const uint8_t*>(logits.data()), logits.size() * sizeof(float));
   // From the scalar kernels on x86-64.
-  CHECK_THAT(digest == 0x43240749u, "%08x", digest);
+  for (const auto& [kv, expected] : {std::pair(EDGEKIT_KV_F16, 0x43240749u), std::pair(EDGEKIT_KV_Q8, 0xf148ca45u)}) {
+    const std::vector<float> logits =
+        forward(start(model.program, 2, 0, kv).get(), random_tokens(140, shape.vocab), 100, shape.vocab);
+    const uint32_t digest = crc32(reinterpret_cast<const uint8_t*>(logits.data()), logits.size() * sizeof(float));
+    CHECK_THAT(digest == expected, "%08x", digest);
+  }
 }
 
 }  // namespace

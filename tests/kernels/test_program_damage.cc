@@ -114,7 +114,7 @@ edgekit_status try_out(const uint8_t* data, size_t bytes, std::string* message =
   CHECK(status == EDGEKIT_OK || std::strlen(error.message) > 10);
   if (status != EDGEKIT_OK) return status;
 
-  const edgekit_session_options options = {0, 1, 1, 0, 0};
+  const edgekit_session_options options = {0, 1, 1, 0, 0, EDGEKIT_KV_AS_PLANNED};
   edgekit_session* made = nullptr;
   if (edgekit_session_create(opened, &options, &made, &error) != EDGEKIT_OK) return EDGEKIT_OK;
   const Session session(made);
@@ -288,6 +288,16 @@ TEST(refusals_name_what_is_wrong) {
   patient.recompute_checksums();
   CHECK(try_out(patient.data(), patient.bytes(), &message) == EDGEKIT_UNSUPPORTED);
   CHECK(message == "operator 0 of the program file has the unknown kind 99");
+}
+
+TEST(a_cache_of_an_unknown_format_is_refused) {
+  Patient patient;
+  for (const uint32_t value : {0u, 1u, 2u, 0x100u, UINT32_MAX}) {
+    std::memcpy(patient.data() + patient.section(0).offset + offsetof(format::Config, kv_format), &value, 4);
+    patient.recompute_checksums();
+    CHECK_THAT(try_out(patient.data(), patient.bytes()) == (value < 2 ? EDGEKIT_OK : EDGEKIT_DAMAGED), "%u", value);
+    patient.heal();
+  }
 }
 
 TEST(a_field_that_its_kind_does_not_use_is_refused) {

@@ -87,9 +87,11 @@ double number_at(const std::string& json, const std::string& key) {
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 struct Files {
-  explicit Files(const std::function<void(ProgramWriter*)>& prepare = [](ProgramWriter*) {}, uint32_t context = 256) {
+  explicit Files(const std::function<void(ProgramWriter*)>& prepare = [](ProgramWriter*) {}, uint32_t context = 256,
+                 edgekit::format::KvFormat kv = edgekit::format::KvFormat::kF16) {
     ModelShape shape;
     shape.context = context;
+    shape.kv = kv;
     ProgramWriter writer(shape);
     writer.eos = {};
     prepare(&writer);
@@ -157,6 +159,22 @@ TEST(generate_continues_tokens_greedily) {
   // 2 layers * (keys and values) * 2 heads * 256 positions * 16 numbers * 2 bytes
   CHECK(number_at(json, "kv_bytes") == 2 * 2 * 2 * 256 * 16 * 2);
   CHECK(has(json, "fewer samples than the 99th percentile needs: 11"));
+}
+
+TEST(keys_and_values_are_kept_as_kv_says) {
+  Files files([](ProgramWriter*) {}, 256, edgekit::format::KvFormat::kQ8);
+  const std::vector<uint32_t> expected = files.continue_text({5, 6, 7}, 12);
+  for (const std::string kv : {"", "q8", "f16"}) {
+    std::vector<std::string> words = {files.model, "--tokens", "5,6,7", "-n", "12", "--temperature", "0",
+                                      "--json", files.json};
+    if (!kv.empty()) words.insert(words.end(), {"--kv", kv});
+    CHECK(run(runner::generate, words).exit_code == 0);
+    const std::string json = read_file(files.json);
+    CHECK(kv == "f16" || has(json, "\"tokens\":[" + joined(expected) + "]"));
+    CHECK(has(json, kv == "f16" ? "\"kv_format\":\"f16\"" : "\"kv_format\":\"q8\""));
+    // 2 layers * (keys and values) * 2 heads * 256 positions * 16 halves, or 16 codes and their scale
+    CHECK(number_at(json, "kv_bytes") == 2 * 2 * 2 * 256 * (kv == "f16" ? 16 * 2 : 16 + 4));
+  }
 }
 
 TEST(generate_stops_at_a_token_that_ends_a_text) {
@@ -273,6 +291,8 @@ TEST(what_cannot_be_run_is_refused_with_a_sentence) {
   refuses(runner::generate, {model, "--tokens", "1", "--context", "257"}, 2, "--context is '257'");
   refuses(runner::generate, {model, "--tokens", "1,2,3", "--context", "2"}, 2,
           "the prompt has 3 tokens and the context holds 2");
+  refuses(runner::generate, {model, "--tokens", "1", "--kv", "q4"}, 2, "--kv is 'q4'");
+  refuses(runner::bench, {model, "--kv", ""}, 2, "--kv is ''");
   refuses(runner::generate, {model, "--tokens"}, 2, "option '--tokens' needs a value");
   refuses(runner::generate, {model, "--speed", "9"}, 2, "there is no option '--speed' here");
   refuses(runner::generate, {model, model, "--tokens", "1"}, 2, "'" + model + "' is one file too many");

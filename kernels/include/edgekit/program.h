@@ -20,6 +20,13 @@ typedef struct edgekit_session edgekit_session;
 
 #define EDGEKIT_NO_TOKEN UINT32_MAX
 
+// How keys and values are kept. q8: int8 codes, and an f32 scale for each position's key and one for its value.
+typedef enum edgekit_kv_format {
+  EDGEKIT_KV_AS_PLANNED = 0,  // what the program says
+  EDGEKIT_KV_F16 = 1,
+  EDGEKIT_KV_Q8 = 2,
+} edgekit_kv_format;
+
 typedef struct edgekit_program_info {
   uint32_t layers;
   uint32_t hidden;
@@ -36,6 +43,7 @@ typedef struct edgekit_program_info {
   uint32_t eos_count;
   uint32_t eos[8];
   uint64_t required_features;  // edgekit/cpu.h: of the ISA the plan was made for
+  edgekit_kv_format kv_format;  // f16 or q8
   uint64_t file_bytes;
   uint64_t weights_bytes;    // the weights section
   uint64_t bytes_per_token;  // weights read to decode one token (an embedding row, not the table)
@@ -81,6 +89,7 @@ typedef struct edgekit_session_options {
   uint32_t prefill_threads;  // 0: the same
   uint32_t spin_microseconds;  // wait actively so long at a barrier before sleeping; UINT32_MAX: 50
   uint32_t keep_to_fast_cpus;  // not 0: the n-th of the threads it starts runs on CPUs as fast as the n-th fastest
+  edgekit_kv_format kv_format;
 } edgekit_session_options;
 
 typedef struct edgekit_memory {
@@ -94,6 +103,7 @@ void edgekit_session_free(edgekit_session* session);
 
 edgekit_memory edgekit_session_memory(const edgekit_session* session);
 uint32_t edgekit_session_context(const edgekit_session* session);
+edgekit_kv_format edgekit_session_kv_format(const edgekit_session* session);  // f16 or q8
 uint32_t edgekit_session_position(const edgekit_session* session);  // tokens in the cache
 uint32_t edgekit_session_decode_threads(const edgekit_session* session);
 uint32_t edgekit_session_prefill_threads(const edgekit_session* session);
