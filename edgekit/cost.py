@@ -1,8 +1,8 @@
 """Predict how long an operator takes on a target.
 
 Roofline: an operator lasts as long as the slower of moving its bytes and doing its arithmetic. Arithmetic is counted
-from the kernel's inner loop (products, unpacking, the end of a group) and the core's issue rates; moving, from the DRAM
-rate that the target lists. Sampling and page faults are not counted.
+from the kernel's inner loop (products, unpacking, the end of a group) and the core's issue rates; moving, from the rate
+of the target's DRAM, or of its shared cache where the model fits there. Sampling and page faults are not counted.
 Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52(4), 2009.
 """
 
@@ -84,11 +84,17 @@ class Machine:
         return tuple(working)
 
     def moving(self, moved: int) -> Seconds | None:
-        """Time to read `moved` bytes; None where the target gives no DRAM rate, also if the weights are resident."""
+        """Time to read `moved` bytes; None where the target gives no DRAM rate, also if the weights are resident.
+
+        Resident weights take none where the rate of the cache is not known.
+        """
         rate = self.target.dram_rate(self.threads)
         if rate is None:
             return None
-        return Seconds(0 if self.resident else moved / rate.bytes_per_second)
+        if self.resident:
+            cache_rate = self.target.shared_cache_rate(self.threads)
+            return Seconds(0 if cache_rate is None else moved / cache_rate.bytes_per_second)
+        return Seconds(moved / rate.bytes_per_second)
 
     def computing(self, cycles: dict[str, float]) -> Seconds:
         """Time of work that would take `cycles[core]` on one core, shared out by speed."""
@@ -143,17 +149,25 @@ def attention_cost(*, rows: int, positions: int, heads: int, kv_heads: int, head
 
 
 def measured(target: Target) -> Target:
-    """The host with its DRAM rate measured now, for one thread and for all; once a process."""
+    """The host with the rates of its DRAM and shared cache measured now, for one thread and for all; once a process."""
     assert not target.dram
     # Far above any cache, and no burden where memory is small.
-    size = Bytes(min(256 << 20, target.memory // 8))
-    return replace(target, dram=tuple(_measured_rate(threads, size) for threads in sorted({1, target.worker_count})))
+    large = Bytes(min(256 << 20, target.memory // 8))
+    # Half of the cache is not pushed out by what else runs; a pass is short, so starting its threads needs many tries.
+    small = Bytes(target.shared_cache_bytes // 2)
+    counts = sorted({1, target.worker_count})
+    return replace(
+        target,
+        dram=tuple(_measured_rate(threads, large, 3) for threads in counts),
+        shared_cache=tuple(_measured_rate(threads, small, 100) for threads in counts) if small else (),
+    )
 
 
 @cache
-def _measured_rate(threads: int, size: Bytes) -> Rate:
-    rate = read_ceiling(threads, size=size)
-    source = f"read by edgekit on this machine now, {threads} thread{'s' if threads > 1 else ''}, best of 3 passes"
+def _measured_rate(threads: int, size: Bytes, passes: int) -> Rate:
+    rate = read_ceiling(threads, size=size, rounds=passes)
+    counted = f"{threads} thread{'s' if threads > 1 else ''}"
+    source = f"{size} read by edgekit on this machine now, {counted}, best of {passes} passes each way"
     return Rate(threads, rate, "measured here", source)
 
 

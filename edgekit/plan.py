@@ -347,8 +347,10 @@ def _notes(target: Target, threads: int, *, resident: bool) -> tuple[str, ...]:
     if rate is None:
         return (f"no DRAM rate of {target.name} is known, so no speed is predicted",)
     if resident:
+        if target.shared_cache_rate(threads) is not None:
+            return ()
         cache = target.shared_cache_bytes
-        return (f"weights and KV cache stay in the last cache ({cache}): DRAM does not bound decoding",)
+        return (f"weights and KV cache stay in the last cache ({cache}), predicted as if reading that took no time",)
     if rate.kind == "theoretical":
         return (f"the DRAM rate of {target.name} is theoretical, so predicted speeds are upper bounds",)
     if rate.threads < threads:

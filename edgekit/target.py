@@ -28,7 +28,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Bytes a second that `threads` threads read from DRAM. `kind` is measured, theoretical, or measured here."""
+    """Bytes a second that `threads` threads read together. `kind` is measured, theoretical, or measured here."""
 
     threads: int
     bytes_per_second: float
@@ -38,7 +38,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A kind of machine. `dram` may be empty (the host until it is measured): then no time is predicted."""
+    """A kind of machine, and how fast it reads from DRAM and from its shared cache.
+
+    `dram` may be empty (the host until it is measured): then no time is predicted. `shared_cache` often is: such rates
+    are not published.
+    """
 
     name: str
     title: str
@@ -51,6 +55,7 @@ class Target:
     page_bytes: int
     dram: tuple[Rate, ...]
     sources: tuple[str, ...]
+    shared_cache: tuple[Rate, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -91,11 +96,12 @@ class Target:
         )
 
     def dram_rate(self, threads: int) -> Rate | None:
-        """The rate listed for the most threads not above `threads`, else for the fewest; None if none is known."""
-        if not self.dram:
-            return None
-        rates = sorted(self.dram, key=lambda rate: rate.threads)
-        return next((rate for rate in reversed(rates) if rate.threads <= threads), rates[0])
+        """The DRAM rate listed for the most threads not above `threads`, else for the fewest; None if none is known."""
+        return _rate_of(self.dram, threads)
+
+    def shared_cache_rate(self, threads: int) -> Rate | None:
+        """The same of the shared cache."""
+        return _rate_of(self.shared_cache, threads)
 
 
 def target_names() -> tuple[str, ...]:
@@ -183,6 +189,11 @@ def describe_host(cpuinfo: str, machine: str) -> Target:
         dram=(),
         sources=("/proc/cpuinfo and /sys of this machine", *(cluster.core.source for cluster in clusters)),
     )
+
+
+def _rate_of(listed: tuple[Rate, ...], threads: int) -> Rate | None:
+    rates = sorted(listed, key=lambda rate: rate.threads)
+    return next((rate for rate in reversed(rates) if rate.threads <= threads), rates[0] if rates else None)
 
 
 def _fields(block: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from edgekit.cores import load_core
 from edgekit.cost import GemmShape, Machine, attention_cost, gemm_cost, gemm_cycles, measured, tokens_per_second
 from edgekit.kernels import Kernel
 from edgekit.scheme import parse_scheme
-from edgekit.target import detect_host, load_target
+from edgekit.target import Rate, detect_host, load_target
 from edgekit.units import Bytes, Seconds
 
 Q4 = parse_scheme("q4g128")
@@ -87,9 +87,25 @@ def test_cores_of_different_speed_share_by_speed() -> None:
     assert together == pytest.approx(cost.SLACK / (3.3e9 + 2 * 3.0e9 / 2))
 
 
-def test_weights_that_stay_in_cache_do_not_move() -> None:
-    machine = Machine(load_target("rpi5"), 1, resident=True)
+def test_weights_that_stay_in_a_cache_take_the_time_of_the_cache_or_none_if_its_rate_is_not_known() -> None:
+    machine = Machine(load_target("rpi5"), 2, resident=True)
     assert gemm_cost(kernel(1, "neon_dotprod"), Q4, GemmShape(1, 64, 64), machine).moving == 0
+    rates = (Rate(1, 20e9, "measured", "a test"), Rate(2, 33e9, "measured", "a test"))
+    known = Machine(replace(machine.target, shared_cache=rates), 2, resident=True)
+    found = gemm_cost(kernel(1, "neon_dotprod"), Q4, GemmShape(1, 64, 64), known)
+    assert found.moving == pytest.approx(found.moved / 33e9)
+    assert Machine(known.target, 2).moving(1 << 20) == pytest.approx((1 << 20) / 13.23e9)
+
+
+def test_fewer_bits_are_never_predicted_slower_where_reading_bounds() -> None:
+    rates = (Rate(2, 10e9, "measured", "a test"),)
+    cached = Machine(replace(load_target("rpi5"), shared_cache=rates), 2, resident=True)
+    shape = GemmShape(1, 1024, 1024)
+    seconds = [
+        gemm_cost(kernel(1, "neon_dotprod", scheme.format), scheme, shape, cached).seconds or 0
+        for scheme in map(parse_scheme, ("q8g128", "q4g128", "q3g128", "q2g128"))
+    ]
+    assert seconds == sorted(seconds, reverse=True) and len(set(seconds)) == 4
 
 
 def test_without_a_dram_rate_no_time_is_predicted() -> None:
@@ -110,19 +126,23 @@ def test_attention_reads_keys_and_values_of_every_position_once() -> None:
 
 
 def test_the_host_is_measured_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
+    calls: list[tuple[int, bool]] = []
+    host = replace(detect_host(), shared_cache_bytes=Bytes(2 << 20), memory=Bytes(1 << 30))
 
-    def read(threads: int, *, size: Bytes) -> float:
-        assert size <= 256 << 20
-        calls.append(threads)
-        return 1e9 * threads
+    def read(threads: int, *, size: Bytes, rounds: int) -> float:
+        assert (size, rounds) in {(128 << 20, 3), (1 << 20, 100)}
+        in_cache = rounds == 100
+        calls.append((threads, in_cache))
+        return (10e9 if in_cache else 1e9) * threads
 
     monkeypatch.setattr(cost, "read_ceiling", read)
     cost._measured_rate.cache_clear()
-    host = replace(detect_host(), clusters=(replace(detect_host().clusters[0], count=3),))
+    host = replace(host, clusters=(replace(host.clusters[0], count=3),))
     rates = measured(host).dram
     assert measured(host).dram == rates
-    assert calls == [1, 3]
+    assert calls == [(1, False), (3, False), (1, True), (3, True)]
+    assert [rate.bytes_per_second for rate in measured(host).shared_cache] == [10e9, 30e9]
+    assert measured(replace(host, shared_cache_bytes=Bytes(0))).shared_cache == ()
     assert [(rate.threads, rate.bytes_per_second, rate.kind) for rate in rates] == [
         (1, 1e9, "measured here"),
         (3, 3e9, "measured here"),

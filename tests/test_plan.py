@@ -180,6 +180,8 @@ def test_a_theoretical_rate_is_called_an_upper_bound(folder: Path) -> None:
     model, decoder = lowered(folder, "llama", "q4g32", True)
     pc = load_target("x86-64-v3")
     assert "stay in the last cache" in make_plan(model, decoder, pc, context=64).notes[0]
+    known = replace(pc, shared_cache=(Rate(1, 50e9, "measured", "a test"),))
+    assert make_plan(model, decoder, known, context=64).notes == ()
     large = replace(pc, shared_cache_bytes=Bytes(0))
     assert "so predicted speeds are upper bounds" in make_plan(model, decoder, large, context=64).notes[0]
 
