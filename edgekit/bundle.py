@@ -67,6 +67,7 @@ _MANIFEST_SCHEMA: Final[Mapping[str, Any]] = {
         "recipe": _TEXT,
         "made_from": _TEXT,
         "context": {"type": "integer", "minimum": 1},
+        "kv": {"type": "string", "enum": ["f16", "q8", "f32"]},
         "required_features": {"type": "array", "items": _TEXT},
         "chat_template": _TEXT_OR_NULL,
         "bos": _TEXT_OR_NULL,
@@ -100,7 +101,8 @@ class File:
 class Contents:
     """What a bundle's manifest says besides its files. `predicted` and `coherence` are figures by name.
 
-    `made_from` is a digest of checkpoint and recipe; `bos` and `eos` are the special tokens' texts, for chat templates.
+    `made_from` is a digest of checkpoint and recipe; `kv` says how keys and values are kept; `bos` and `eos` are the
+    special tokens' texts, for chat templates.
     """
 
     target: str
@@ -109,6 +111,7 @@ class Contents:
     recipe: str
     made_from: str
     context: int
+    kv: str
     required_features: tuple[str, ...]
     chat_template: str | None
     bos: str | None
@@ -251,6 +254,8 @@ def open_bundle(path: Path) -> Bundle:
     for name in _REQUIRED[manifest["engine"]]:
         if name not in files:
             raise Damaged(f"{MANIFEST} does not list {name}", hint="compile again")
+    # A manifest from before keys and values had a choice.
+    manifest = {"kv": "f16" if manifest["engine"] == "native" else "f32", **manifest}
     given = {field.name: manifest[field.name] for field in fields(Contents)}
     given |= {name: tuple(manifest[name]) for name in ("required_features", "eos_ids")}
     return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)

@@ -9,6 +9,7 @@ Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Final
 
 from edgekit.cores import Core, find_isa, macs_per_cycle
 from edgekit.kernels import TILE, Kernel, code_bytes, read_ceiling, scale_bytes
@@ -30,6 +31,10 @@ _UNPACK_OPS = {"q8": 0.0, "q4": 2.0, "q3": 2.75, "q2": 2.0, "t2": 2.0}
 # At the end of a group, for each vector of sums: convert to float, multiply the scales, multiply and add.
 _GROUP_OPS = 3
 
+
+# How keys and values are kept in the cache: bytes of an element, and of the scale that each key and each value has
+# (kernels/program/kv_cache.h).
+KV_FORMATS: Final = {"f16": (2, 0), "q8": (1, 4)}
 
 # What a step takes besides products and attention: the barrier, the norm, quantizing activations. Measured on two Zen 5
 # cores with a model of 26 steps that fits the cache: 50 us a token, 32 us of them counted below, so 0.7 us a step.
@@ -137,12 +142,20 @@ def gemm_cycles(kernel: Kernel, scheme: Scheme, shape: GemmShape, core: Core) ->
     return passes * units * (unpack + kernel.rows * row)
 
 
-def attention_cost(*, rows: int, positions: int, heads: int, kv_heads: int, head_dim: int, machine: Machine) -> Cost:
-    """Cost of attention of `rows` tokens over `positions` cached ones, keys and values in f16 read once.
+def cached_bytes(kv: str, kv_heads: int, head_dim: int) -> Bytes:
+    """Bytes of one position's keys and values in one layer; values are padded to whole lanes."""
+    element, scale = KV_FORMATS[kv]
+    return Bytes(kv_heads * ((head_dim + -(-head_dim // TILE) * TILE) * element + 2 * scale))
+
+
+def attention_cost(
+    *, rows: int, positions: int, heads: int, kv_heads: int, head_dim: int, kv: str, machine: Machine
+) -> Cost:
+    """Cost of attention of `rows` tokens over `positions` cached ones, keys and values read once.
 
     Two products of a head's vector with each position, in float32.
     """
-    moved = Bytes(2 * 2 * kv_heads * head_dim * positions)
+    moved = Bytes(positions * cached_bytes(kv, kv_heads, head_dim))
     fmas = 2 * rows * positions * heads * head_dim
     cycles = {cluster.core.name: fmas / cluster.core.f32_fma_per_cycle for cluster in machine.clusters}
     return Cost(moved, 2 * fmas, machine.computing(cycles), machine.moving(moved))

@@ -12,7 +12,7 @@ from edgekit.cost import measured
 from edgekit.errors import DoesNotFit
 from edgekit.graph import build_graph
 from edgekit.passes import lower
-from edgekit.plan import Plan, default_context, make_plan
+from edgekit.plan import DEFAULT_KV, Plan, default_context, kv_bytes, make_plan
 from edgekit.portable import stored_bytes
 from edgekit.quantize import QuantGraph, assign, codes_bytes
 from edgekit.scheme import Recipe
@@ -50,11 +50,12 @@ class Forecast:
         largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
         # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
         working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab)
-        # The self-test keeps codes as they come and packed; halves it widens. Its cache is twice as wide as the plan's.
+        # The self-test keeps codes as they come and packed; halves it widens. Its reference's cache is in float32.
         formats = {scheme.format for scheme in self.quant.schemes.values()}
         halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
         kept = 0 if formats == {"f32"} else 2 * self.plan.weights_bytes + halves
-        return Bytes(_BASE_MEMORY + working + kept + 2 * self.plan.kv_bytes)
+        cache = 2 * kv_bytes(decoder, self.plan.context, "f16")
+        return Bytes(_BASE_MEMORY + working + kept + cache)
 
     @property
     def disk_bytes(self) -> Bytes:
@@ -76,7 +77,7 @@ class Forecast:
         return n, k
 
 
-def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None) -> Forecast:
+def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None, kv: str = DEFAULT_KV) -> Forecast:
     """What compiling `model` would make. Reads no weights.
 
     The plan asks nothing of this machine, so it is the same whenever it is made; only `predicted` has the memory rate
@@ -87,10 +88,10 @@ def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | No
     positions = default_context(checkpoint.decoder) if context is None else context
     quant = assign(build_graph(checkpoint, context=positions), recipe)
     lowered = lower(quant)
-    plan = make_plan(lowered, checkpoint.decoder, target, context=positions)
+    plan = make_plan(lowered, checkpoint.decoder, target, context=positions, kv=kv)
     predicted = plan
     if target_name == HOST:
-        predicted = make_plan(lowered, checkpoint.decoder, measured(target), context=positions)
+        predicted = make_plan(lowered, checkpoint.decoder, measured(target), context=positions, kv=kv)
     return Forecast(checkpoint, quant, target, plan, predicted)
 
 

@@ -169,16 +169,22 @@ class Runner:
         program: Path | None,
         calibration: Path | None = None,
         timeout: Seconds = DEFAULT_TIMEOUT,
+        kv: str | None = None,
     ) -> None:
         """Puts `model` and the static `program` that runs it on the device, with the `calibration` if there is one.
 
-        Without a program, `model` is run by ONNX Runtime in this Python, which takes the words of edgekit-run.
+        Without a program, `model` is run by ONNX Runtime in this Python, which takes the words of edgekit-run. Keys and
+        values are kept as the model says, or as `kv` does.
 
         Raises:
             DeviceUnavailable: the program is for another machine, or Python would have to run elsewhere.
+            UsageError: a `kv` for ONNX Runtime.
         """
+        if kv is not None and program is None:
+            raise UsageError("the engine onnxruntime keeps keys and values in float32", hint="leave --kv out")
         self.device = device
         self.timeout = timeout
+        self._kv = [] if kv is None else ["--kv", kv]
         self._model = model.name
         if program is not None:
             _check_machine(program, device)
@@ -288,7 +294,7 @@ class Runner:
 
     def _run(self, command: str, *argv: str, on_stdout: Callable[[bytes], None] | None = None) -> Completed:
         done = self.device.transport.run(
-            [_PROGRAM, command, self._model, *argv], timeout=self.timeout, on_stdout=on_stdout
+            [_PROGRAM, command, self._model, *argv, *self._kv], timeout=self.timeout, on_stdout=on_stdout
         )
         if done.returncode != 0:
             raise refusal(done)
@@ -331,17 +337,18 @@ class Runner:
         return Measurement(**parts, warnings=tuple(warnings))
 
 
-def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TIMEOUT) -> Runner:
+def open_runner(bundle: Bundle, device: Device, *, timeout: Seconds = DEFAULT_TIMEOUT, kv: str | None = None) -> Runner:
     """The bundle on the device, after every byte of it was checked.
 
     Raises:
         Damaged: a file of the bundle is not what the manifest says.
         DeviceUnavailable: the bundle is for another machine.
+        UsageError: a `kv` that its engine does not have.
     """
     verify_bundle(bundle)
     program = bundle.runner if bundle.engine == "native" else None
     calibration = bundle.calibration if program is not None and bundle.calibration.exists() else None
-    return Runner(device, model=bundle.model, program=program, calibration=calibration, timeout=timeout)
+    return Runner(device, model=bundle.model, program=program, calibration=calibration, timeout=timeout, kv=kv)
 
 
 def _check_machine(program: Path, device: Device) -> None:

@@ -23,7 +23,7 @@ from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, check_fit, forecast
 from edgekit.graph import build_graph
 from edgekit.measure import Measurement
-from edgekit.plan import Plan
+from edgekit.plan import DEFAULT_KV, Plan
 from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
 from edgekit.reference import Progress, open_reference, part_of, probe_ids, tokenizer_file
 from edgekit.scheme import Recipe, parse_recipe
@@ -46,6 +46,7 @@ class Order:
     output: Path
     engine: str = "native"
     context: int | None = None
+    kv: str = DEFAULT_KV
     probe_text: str | None = None
     force: bool = False
     most_memory: Bytes | None = None
@@ -77,8 +78,12 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
     """
     check_engine(order.engine)
+    if order.engine != "native" and order.kv != DEFAULT_KV:
+        raise UsageError(
+            f"the engine {order.engine} keeps keys and values in float32", hint="--kv q8 needs --engine native"
+        )
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
-        found = forecast(order.model, order.target, order.recipe, context=order.context)
+        found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
         on_forecast(found)
         check_fit(found, order.most_memory, cache.root, order.output, order.engine)
         if order.engine == "native":
@@ -186,6 +191,7 @@ def _contents(found: Forecast, engine: str, measurement: Measurement) -> Content
         recipe=str(found.quant.recipe),
         made_from=found.quant.made_from,
         context=plan.context,
+        kv=plan.kv if is_native else "f32",
         required_features=tuple(sorted(features)) if is_native else (),
         chat_template=checkpoint.chat_template,
         bos=checkpoint.bos_text,
@@ -204,6 +210,7 @@ def _predicted(plan: Plan) -> dict[str, float | None]:
         "arena_bytes": plan.arena_bytes,
         "bytes_per_token": plan.bytes_per_token,
         "decode_tokens_per_second": plan.decode_tokens_per_second,
+        "deep_decode_tokens_per_second": plan.deep_decode_tokens_per_second,
         "prefill_tokens_per_second": plan.prefill_tokens_per_second,
     }
 

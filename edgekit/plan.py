@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgekit.archs import Decoder
 from edgekit.buffers import Buffer, Life, place
 from edgekit.choose import Choice, choose
-from edgekit.cost import Cost, GemmShape, Machine, attention_cost, step_seconds, tokens_per_second
+from edgekit.cost import Cost, GemmShape, Machine, attention_cost, cached_bytes, step_seconds, tokens_per_second
 from edgekit.errors import DoesNotFit
 from edgekit.kernels import TILE, Kernel, catalogue
 from edgekit.layout import PlannedTensor, end_of, lay_out
@@ -25,6 +25,7 @@ DEFAULT_CONTEXT = 2048
 # Tokens of prefill at once: enough that unpacking weights costs little beside the products, few enough that a row of
 # int8 activations for each of them (0.7 MB at k = 5632) stays in a level 2 cache.
 DEFAULT_ROWS = 128
+DEFAULT_KV = "f16"
 # Positions in the cache for which decoding is predicted: a short text, as in `bench -n 128`.
 PREDICTED_POSITIONS = 128
 # The runner's own memory: code, stacks, tokenizer tables, quantized activations.
@@ -61,6 +62,7 @@ class PlannedOperator:
     scale: float = 0.0
     rope_scale: float = 1.0
     decode: Cost | None = None  # attention: over PREDICTED_POSITIONS; a product's costs are in its choice
+    deep: Cost | None = None  # attention: of one token over the whole context
     prefill: Cost | None = None
 
 
@@ -71,6 +73,7 @@ class Plan:
     target: str
     isa: str
     context: int
+    kv: str
     max_rows: int
     decode_threads: int
     prefill_threads: int
@@ -85,6 +88,7 @@ class Plan:
     overhead_bytes: Bytes
     bytes_per_token: Bytes
     decode_seconds: Seconds | None
+    deep_decode_seconds: Seconds | None
     prefill_seconds: Seconds | None
     notes: tuple[str, ...]
 
@@ -98,6 +102,11 @@ class Plan:
         return tokens_per_second(1, self.decode_seconds)
 
     @property
+    def deep_decode_tokens_per_second(self) -> float | None:
+        """Where the whole context is attended to."""
+        return tokens_per_second(1, self.deep_decode_seconds)
+
+    @property
     def prefill_tokens_per_second(self) -> float | None:
         return tokens_per_second(self.max_rows, self.prefill_seconds)
 
@@ -107,9 +116,10 @@ def default_context(decoder: Decoder) -> int:
     return min(decoder.context, DEFAULT_CONTEXT)
 
 
-def kv_bytes(decoder: Decoder, context: int) -> Bytes:
-    """Bytes of keys and values in f16 of `context` positions."""
-    return Bytes(2 * 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * context)
+def kv_bytes(decoder: Decoder, context: int, kv: str) -> Bytes:
+    """Bytes of keys and values of `context` positions, which come in strips of 16."""
+    positions = -(-context // TILE) * TILE
+    return Bytes(decoder.layers * positions * cached_bytes(kv, decoder.kv_heads, decoder.head_dim))
 
 
 def make_plan(
@@ -118,6 +128,7 @@ def make_plan(
     target: Target,
     *,
     context: int,
+    kv: str = DEFAULT_KV,
     max_rows: int = DEFAULT_ROWS,
     kernels: Sequence[Kernel] | None = None,
 ) -> Plan:
@@ -132,9 +143,9 @@ def make_plan(
     max_rows = min(max_rows, context)
     nodes = list(lowered.graph)
     tensors, index = lay_out(list(lowered.graph.initializers.values()))
-    weights_bytes, kv = Bytes(end_of(tensors[-1])), kv_bytes(decoder, context)
-    resident = weights_bytes + kv <= target.shared_cache_bytes
-    planner = _Planner(tensors, index, catalogue() if kernels is None else kernels, max_rows)
+    weights_bytes, cache = Bytes(end_of(tensors[-1])), kv_bytes(decoder, context, kv)
+    resident = weights_bytes + cache <= target.shared_cache_bytes
+    planner = _Planner(tensors, index, catalogue() if kernels is None else kernels, max_rows, context, kv)
     prefilling = Machine(target, target.worker_count, resident)
     candidates = {
         decoding: planner.operators(nodes, decoding, prefilling)
@@ -157,6 +168,7 @@ def make_plan(
         target=target.name,
         isa=target.best_isa,
         context=context,
+        kv=kv,
         max_rows=max_rows,
         decode_threads=decoding.threads,
         prefill_threads=prefilling.threads,
@@ -169,12 +181,13 @@ def make_plan(
         kernels=tuple(chosen),
         required_features=functools.reduce(or_, (kernel.features for kernel in chosen.values()), 0),
         arena_bytes=arena,
-        kv_bytes=kv,
+        kv_bytes=cache,
         weights_bytes=weights_bytes,
         # Logits of one token, in float, and their sorted indices while sampling.
         overhead_bytes=Bytes(RUNNER_BYTES + 8 * decoder.vocab),
         bytes_per_token=_bytes_per_token(operators, tensors),
         decode_seconds=_total(operators, "decode", decoding),
+        deep_decode_seconds=_total(operators, "deep", decoding),
         prefill_seconds=_total(operators, "prefill", prefilling),
         notes=_notes(target, decoding.threads, resident=resident),
     )
@@ -189,11 +202,15 @@ class _Planner:
         index: Mapping[ir.Value, int],
         kernels: Sequence[Kernel],
         max_rows: int,
+        context: int,
+        kv: str,
     ) -> None:
         self.tensors = tensors
         self.index = index
         self.kernels = kernels
         self.max_rows = max_rows
+        self.context = context
+        self.kv = kv
         self.choose = functools.cache(functools.partial(choose, tuple(kernels)))
 
     def operators(
@@ -225,9 +242,10 @@ class _Planner:
                     window=_int(node, "window"),
                     scale=_float(node, "scale"),
                     rope_scale=_float(node, "rope_scale"),
-                    decode=_attention(node, 1, PREDICTED_POSITIONS, decoding),
+                    decode=_attention(node, 1, PREDICTED_POSITIONS, self.kv, decoding),
+                    deep=_attention(node, 1, self.context, self.kv, decoding),
                     # The token in the middle of the rows sees half of them.
-                    prefill=_attention(node, self.max_rows, -(-self.max_rows // 2), prefilling),
+                    prefill=_attention(node, self.max_rows, -(-self.max_rows // 2), self.kv, prefilling),
                 )
         raise AssertionError(f"{node.op_type} is not a lowered operator")
 
@@ -283,7 +301,7 @@ def _width(value: ir.Value) -> int:
     return width
 
 
-def _attention(node: ir.Node, rows: int, positions: int, machine: Machine) -> Cost:
+def _attention(node: ir.Node, rows: int, positions: int, kv: str, machine: Machine) -> Cost:
     window = _int(node, "window")
     return attention_cost(
         rows=rows,
@@ -291,6 +309,7 @@ def _attention(node: ir.Node, rows: int, positions: int, machine: Machine) -> Co
         heads=_int(node, "heads"),
         kv_heads=_int(node, "kv_heads"),
         head_dim=_int(node, "head_dim"),
+        kv=kv,
         machine=machine,
     )
 
@@ -315,17 +334,18 @@ def _decode_threads(target: Target) -> tuple[int, ...]:
 
 
 def _costs(operator: PlannedOperator, phase: str) -> list[Cost]:
-    # Prefill ends in the logits of one token, so the head decodes in both.
-    phase_of_products = "decode" if operator.kind == "Head" else phase
-    own = [operator.decode if phase == "decode" else operator.prefill]
-    products = [
-        (product.decode if phase_of_products == "decode" else product.prefill).cost for product in operator.products
-    ]
+    # Prefill ends in the logits of one token, so the head always decodes.
+    prefills = phase == "prefill" and operator.kind != "Head"
+    own = [{"decode": operator.decode, "deep": operator.deep, "prefill": operator.prefill}[phase]]
+    products = [(product.prefill if prefills else product.decode).cost for product in operator.products]
     return [cost for cost in [*own, *products] if cost is not None]
 
 
 def _total(operators: Sequence[PlannedOperator], phase: str, machine: Machine) -> Seconds | None:
-    """Time of one token ("decode") or of `max_rows` tokens ("prefill"); None if that of a part is not known."""
+    """Time of one token, early ("decode") or at the end of the context ("deep"), or of `max_rows` ("prefill").
+
+    None if that of a part is not known.
+    """
     parts = [cost.seconds for operator in operators for cost in _costs(operator, phase)]
     known = [part for part in parts if part is not None]
     steps = len(operators) * step_seconds(machine)

@@ -1,8 +1,9 @@
 """Load what was written, run a prefill and a decode, and compare the logits with the quantized graph's.
 
 The reference is the quantized graph in standard ONNX on ONNX Runtime, with float32 arithmetic. For the native engine it
-also rounds activations and cache as that engine does (rounded.py), so the logits are the same but for the order of
-float32 sums: some 1e-7 of their spread. Now and then such a difference tips a value over to the next int8 code.
+also rounds activations and cache as that engine does (rounded.py), with keys and values in f16 on both sides whatever
+the bundle's cache is. So the logits are the same but for the order of float32 sums: some 1e-7 of their spread. Now and
+then such a difference tips a value over to the next int8 code.
 
 - A group of g activations is rounded in steps of max / 127. The error of a value is uniform within a step, so its root
   mean square is 1/sqrt(12) of it, and the group's norm is at least max: relative error <= sqrt(g) / (127 sqrt(12)).
@@ -88,7 +89,7 @@ def try_model(
 ) -> tuple[Agreement, Measurement]:
     """The agreement on the beginning of `ids`, and the coherence over the model's probe.
 
-    The probe is always run by this machine's program, because it is long.
+    The probe is always run by this machine's program, because it is long; with the cache that the bundle will have.
 
     Raises:
         GateFailed: the logits are further apart than rounding explains, or depend on how the tokens were divided.
@@ -100,7 +101,7 @@ def try_model(
     expected = _graph_logits(reference, tokens, cache)
     progress(_STAGE.format(f"run the model on {trial.device}"), 0, 0)
     with open_device(trial.device) as device:
-        runner = Runner(device, model=trial.model, program=trial.program)
+        runner = Runner(device, model=trial.model, program=trial.program, kv="f16" if is_native else None)
         prefilled = runner.logits(tokens, vocab=vocab)
         decoded = runner.logits(tokens, vocab=vocab, chunk=1)
     if is_native and not np.array_equal(prefilled, decoded):

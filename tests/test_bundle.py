@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.bundle import (
+    _REQUIRED,
     Bundle,
     Contents,
     Draft,
@@ -27,6 +28,7 @@ CONTENTS = Contents(
     recipe="q4g128",
     made_from="ab" * 32,
     context=256,
+    kv="q8",
     required_features=("dotprod", "neon"),
     chat_template=None,
     bos="<s>",
@@ -75,6 +77,18 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert all(getattr(read, name) == value for name, value in asdict(CONTENTS).items())
     assert os.access(read.runner, os.X_OK)
     verify_bundle(read)
+
+
+@pytest.mark.parametrize(("engine", "kv"), [("native", "f16"), ("onnxruntime", "f32")])
+def test_a_manifest_that_does_not_say_how_keys_and_values_are_kept_is_an_older_one(
+    tmp_path: Path, engine: str, kv: str
+) -> None:
+    file = write(tmp_path / "out").path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["kv"]
+    manifest |= {"engine": engine, "files": dict.fromkeys(_REQUIRED[engine], manifest["files"]["model.edge"])}
+    file.write_text(json.dumps(manifest))
+    assert open_bundle(tmp_path / "out").kv == kv
 
 
 def test_the_digest_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
@@ -286,6 +300,7 @@ def test_sizes_are_checked_before_any_digest(tmp_path: Path, monkeypatch: pytest
     [
         ({"context": 0}, Damaged, "context: 0 is less than the minimum of 1"),
         ({"context": "256"}, Damaged, "context: '256' is not of type 'integer'"),
+        ({"kv": "q4"}, Damaged, "kv: 'q4' is not one of ['f16', 'q8', 'f32']"),
         ({"bos": 3}, Damaged, "bos: 3 is not of type 'string', 'null'"),
         ({"surprise": 1}, Damaged, "'surprise' was unexpected"),
         ({"schema": 2}, Unsupported, "has schema 2, this edgekit reads 1"),

@@ -80,6 +80,8 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate", "--target", "host", "--context", "9999"], 2, "a context of 9999 tokens", "from 1 to 256"),
         (["estimate", "--target", "host", "--context", "0"], 2, "Invalid value for '--context'", "estimate --help"),
         (["estimate"], 2, "Missing option '--target'", "estimate --help"),
+        (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
+        (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "in float32", "--engine native"),
         (["compile", "/nowhere", "--target", "host"], 2, "/nowhere is not a directory", "config.json"),
         (["inspect", "/nowhere"], 2, "/nowhere is not a directory", ""),
         (["run", "/nowhere", "-p", "x"], 2, "/nowhere is not a bundle", "edgekit compile"),
@@ -145,6 +147,8 @@ def test_estimate_adds_up_and_reads_no_weights(model):
     # Two layers, two heads of 16 for keys and for values, two bytes each, 64 positions.
     assert found["kv_bytes"] == 2 * 2 * 2 * 16 * 2 * 64
     assert found["predicted"]["decode_tokens_per_second"] > 0
+    small = json.loads(run("estimate", model, "--target", "rpi4", "--kv", "q8", "--json").stdout)
+    assert (found["kv"], small["kv"], small["kv_bytes"]) == ("f16", "q8", 2 * 2 * 2 * (16 + 4) * 64)
     assert "(predicted)" in run("estimate", model, "--target", "rpi4").stdout
 
 
@@ -344,8 +348,17 @@ def test_bench_calibrates_and_the_bundle_remembers(bundle, tmp_path):
     run("verify", copy)
 
 
+def test_run_bench_and_eval_keep_keys_and_values_as_they_are_told(bundle):
+    for kv in ("f16", "q8"):
+        found = json.loads(run("run", bundle, "-p", "a", "-n", 2, "--kv", kv, "--json").stdout)
+        (row,) = json.loads(run("bench", bundle, "-p", 0, "-n", 2, "-r", 1, "-t", 1, "--kv", kv, "--json").stdout)
+        assert found["memory"]["kv_format"] == row["kv_format"] == kv
+        assert json.loads(run("eval", bundle, "--kv", kv, "--json").stdout)["kv"] == kv
+    assert json.loads(run("eval", bundle, "--json").stdout)["kv"] == "f16"
+
+
 def test_bench_refuses_to_calibrate_with_tests_of_its_own_choice(bundle):
-    for options in (("-t", 2), ("-p", 8), ("-n", 8), ("-o", "csv")):
+    for options in (("-t", 2), ("-p", 8), ("-n", 8), ("--kv", "q8"), ("-o", "csv")):
         assert "--calibrate chooses its own tests" in run("bench", bundle, "--calibrate", *options, code=2).stderr
 
 

@@ -117,11 +117,12 @@ def test_without_a_dram_rate_no_time_is_predicted() -> None:
     assert tokens_per_second(64, Seconds(2)) == 32
 
 
-def test_attention_reads_keys_and_values_of_every_position_once() -> None:
+@pytest.mark.parametrize(("kv", "row_bytes"), [("f16", 64 * 2), ("q8", 64 + 4)])
+def test_attention_reads_keys_and_values_of_every_position_once(kv: str, row_bytes: int) -> None:
     found = attention_cost(
-        rows=1, positions=1000, heads=32, kv_heads=4, head_dim=64, machine=Machine(load_target("rpi5"), 2)
+        rows=1, positions=1000, heads=32, kv_heads=4, head_dim=64, kv=kv, machine=Machine(load_target("rpi5"), 2)
     )
-    assert found.moved == 2 * 1000 * 4 * 64 * 2
+    assert found.moved == 2 * 1000 * 4 * row_bytes
     assert found.ops == 2 * (1000 * 32 * 64 * 2)
 
 

@@ -21,6 +21,7 @@ REPORT = {
     "device": {"isa": "avx2"},
     "warnings": ["too short"],
 }
+LOGITS = Reply("logits", files={"logits": np.zeros(2, np.float32).tobytes()})
 GREEDY = Sampling(temperature=0.0)
 PLANNED = Resources()
 
@@ -80,6 +81,27 @@ def test_threads_context_and_raw_are_handed_on(start):
     options = dict(itertools.pairwise(argv))
     assert (options["--threads"], options["--prefill-threads"], options["--context"]) == ("3", "4", "99")
     assert "--raw" in argv
+
+
+@pytest.mark.parametrize("kv", [None, "q8"])
+def test_every_verb_is_told_how_keys_and_values_are_kept_if_it_is_not_as_the_bundle_says(tmp_path, kv):
+    (tmp_path / "model.edge").write_bytes(b"model")
+    rows = json.dumps({"rows": []}).encode()
+    device = FakeDevice([replied(REPORT), Reply("bench", rows), Reply("probe", b'{"coherence": {}}'), LOGITS])
+    program = make_program_header(tmp_path / "edgekit-run")
+    runner = Runner(device, program=program, model=tmp_path / "model.edge", kv=kv)
+    generate(runner)
+    runner.bench(prompts=[1], generated=[], depth=0, runs=1, threads=[])
+    runner.probe()
+    runner.logits(np.array([1], np.uint32), vocab=2)
+    assert len(device.transport.calls) == 4
+    for argv in device.transport.calls:
+        assert (argv[-2:] == ["--kv", "q8"]) is (kv == "q8") and ("--kv" in argv) is (kv == "q8")
+
+
+def test_onnx_runtime_has_no_choice_of_how_keys_and_values_are_kept(tmp_path):
+    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in float32"):
+        Runner(FakeDevice([]), program=None, model=tmp_path, kv="f16")
 
 
 def test_text_is_streamed_by_whole_characters_and_without_commands_to_the_terminal(start):

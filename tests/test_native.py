@@ -187,12 +187,14 @@ def test_biases_are_joined_as_their_matrices_are(tmp_path: Path) -> None:
 def test_the_file_tells_the_loader_what_the_plan_says(tmp_path: Path) -> None:
     quant = quantized(tmp_path, "q4g32")
     plan, program = written(tmp_path, quant)
-    config = struct.unpack("<13I8IIQ32x", program.sections[1])
+    config = struct.unpack("<13I8IIQI28x", program.sections[1])
     decoder = quant.graph.decoder
     assert config[:8] == (2, 72, 4, 2, 18, 100, 331, decoder.context)
     assert config[8:13] == (32, plan.decode_threads, plan.prefill_threads, 1, 2)
     assert config[13:21] == (2, 7, 0, 0, 0, 0, 0, 0)
-    assert config[21:] == (plan.arena_bytes, 0b11)
+    assert config[21:] == (plan.arena_bytes, 0b11, 0)
+    write_program(replace(plan, kv="q8"), quant, EXTRAS, tmp_path / "q8.edge")
+    assert struct.unpack("<13I8IIQI28x", read(tmp_path / "q8.edge").sections[1]) == (*config[:-1], 1)
     operators = program.rows(2, "<17I3f16x")
     assert [operator[0] for operator in operators] == [1, *2 * [2, 3, 4, 5, 4], 6]
     attention = operators[2]

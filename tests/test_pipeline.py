@@ -56,6 +56,25 @@ def test_a_bundle_that_was_compiled_is_whole_and_says_what_it_is(order, cache):
     assert is_made_from(open_checkpoint(order.model), bundle)
 
 
+def test_the_figures_of_a_bundle_are_those_of_the_cache_it_has(order, cache, tmp_path):
+    half = compiled(order, cache)
+    small = compiled(replace(order, kv="q8", output=tmp_path / "q8"), cache)
+    assert (open_bundle(order.output).kv, open_bundle(tmp_path / "q8").kv) == ("f16", "q8")
+    assert small.agreement == half.agreement
+    assert small.measurement.coherence["kld_mean"] != half.measurement.coherence["kld_mean"]
+    assert (half.measurement.memory["kv_format"], small.measurement.memory["kv_format"]) == ("f16", "q8")
+    # Two layers, two heads of 16 for keys and for values, 64 positions.
+    assert half.predicted["kv_bytes"] == half.measurement.memory["kv_bytes"] == 2 * 2 * 2 * 64 * (16 * 2)
+    assert small.predicted["kv_bytes"] == small.measurement.memory["kv_bytes"] == 2 * 2 * 2 * 64 * (16 + 4)
+
+
+def test_onnx_runtime_keeps_keys_and_values_in_float32(order, cache, tmp_path):
+    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in float32"):
+        compiled(replace(order, engine="onnxruntime", kv="q8"), cache)
+    compiled(replace(order, engine="onnxruntime"), cache)
+    assert open_bundle(order.output).kv == "f32"
+
+
 def test_a_checkpoint_without_what_the_recipe_names_is_another(order, cache, tmp_path):
     compiled(replace(order, recipe=parse_recipe("q4g32,model.layers.1.*=q8g32")), cache)
     bundle = open_bundle(order.output)

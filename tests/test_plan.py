@@ -97,10 +97,28 @@ def test_the_arena_holds_the_residual_and_the_widest_pair(folder: Path) -> None:
     assert made.arena_bytes == (64 + 128 + 64) * 64 * 4
 
 
-def test_the_kv_cache_takes_two_bytes_for_each_element_of_keys_and_values(folder: Path) -> None:
-    made = plan(folder)
-    assert made.kv_bytes == 3 * 2 * 2 * 16 * 64 * 2
-    assert kv_bytes(lowered(folder, "llama", "q4g32", True)[1], 64) == made.kv_bytes
+# Three layers, two heads of 16 for keys and for values, 64 positions; int8 has a scale of four bytes for each.
+@pytest.mark.parametrize(("kv", "row_bytes"), [("f16", 16 * 2), ("q8", 16 + 4)])
+def test_the_kv_cache_holds_a_row_for_each_key_and_value(folder: Path, kv: str, row_bytes: int) -> None:
+    model, decoder = lowered(folder, "llama", "q4g32", True)
+    made = make_plan(model, decoder, load_target("rpi5"), context=64, kv=kv)
+    assert (made.kv, made.kv_bytes) == (kv, 3 * 2 * 2 * 64 * row_bytes)
+    assert kv_bytes(decoder, 49, kv) == made.kv_bytes
+    assert kv_bytes(replace(decoder, head_dim=10), 64, "f16") == 3 * 2 * (10 + 16) * 2 * 64
+
+
+def test_a_smaller_cache_is_predicted_to_be_read_faster(folder: Path) -> None:
+    model, decoder = lowered(folder, "llama", "q4g32", True)
+    slow = (Rate(4, 1e9, "measured", "s"),)
+    target = replace(load_target("rpi5"), dram=slow, shared_cache_bytes=Bytes(0))
+    half, bytes_ = (make_plan(model, decoder, target, context=64, kv=kv) for kv in ("f16", "q8"))
+    rate = target.dram_rate(half.decode_threads)
+    assert half.decode_seconds and half.deep_decode_seconds and bytes_.deep_decode_seconds and rate
+    # 64 positions instead of the 128 that a short text has, each with keys and values of three layers.
+    less = 64 * 3 * 2 * 2 * 16 * 2 / rate.bytes_per_second
+    assert half.decode_seconds - half.deep_decode_seconds == pytest.approx(less)
+    saved = (half.kv_bytes - bytes_.kv_bytes) / rate.bytes_per_second
+    assert half.deep_decode_seconds - bytes_.deep_decode_seconds == pytest.approx(saved)
 
 
 def test_what_a_token_reads_is_every_matrix_and_one_row_of_the_embedding(folder: Path) -> None:
@@ -170,7 +188,7 @@ def test_a_rate_measured_here_changes_predictions_and_nothing_else(folder: Path)
     )
     assert with_rates.decode_tokens_per_second is not None
     first, second = (
-        replace(made, decode_seconds=None, prefill_seconds=None, notes=(), operators=())
+        replace(made, decode_seconds=None, deep_decode_seconds=None, prefill_seconds=None, notes=(), operators=())
         for made in (with_rates, without)
     )
     assert first == second

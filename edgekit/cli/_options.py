@@ -7,7 +7,9 @@ from typing import Any, Final
 import click
 
 from edgekit.coherence import VERDICTS
+from edgekit.cost import KV_FORMATS
 from edgekit.measure import DEFAULT_TIMEOUT
+from edgekit.plan import DEFAULT_KV
 
 _MOST_SECONDS: Final = 7 * 24 * 3600
 
@@ -33,6 +35,16 @@ timeout = click.option(
     show_default=True,
     metavar="SECONDS",
     help="Longest time one program may run on the device.",
+)
+planned_kv = click.option(
+    "--kv",
+    type=click.Choice(list(KV_FORMATS)),
+    default=DEFAULT_KV,
+    show_default=True,
+    help="How keys and values are kept: half floats, or int8 with a scale for each.",
+)
+kv = click.option(
+    "--kv", type=click.Choice(list(KV_FORMATS)), help="How keys and values are kept. Default: as the bundle says."
 )
 explain = click.option(
     "--explain", "explained", is_flag=True, help="Show the kernel of every product, and those that lost and why."

@@ -16,7 +16,10 @@ from edgekit.errors import UsageError
 from edgekit.measure import BenchRow, Measurement, open_runner
 from edgekit.units import Bytes, Seconds
 
-_MEMORY = ("weights_bytes", "kv_bytes", "arena_bytes", "peak_rss_bytes", "anonymous_bytes", "file_backed_bytes")
+_MEMORY = (
+    *("weights_bytes", "kv_format", "kv_bytes", "arena_bytes"),
+    *("peak_rss_bytes", "anonymous_bytes", "file_backed_bytes"),
+)
 _PREFILL, _GENERATED = 512, 128
 
 
@@ -33,6 +36,7 @@ _PREFILL, _GENERATED = 512, 128
     is_flag=True,
     help="Find the numbers of threads that are best on the device; the bundle remembers them.",
 )
+@_options.kv
 @click.option(
     "-o", "output", type=click.Choice(["table", "json", "jsonl", "csv", "md"]), default="table", show_default=True
 )
@@ -48,6 +52,7 @@ def command(
     runs: int,
     threads: str | None,
     calibrate: bool,
+    kv: str | None,
     output: str,
     timeout: float,
     as_json: bool,
@@ -59,8 +64,9 @@ def command(
     """
     opened = open_bundle(bundle)
     if calibrate:
-        if prompt or generated or threads or depth or output not in ("table", "json"):
-            raise UsageError("--calibrate chooses its own tests", hint="leave -p, -n, -d and -t out; -o table or json")
+        if prompt or generated or threads or depth or kv or output not in ("table", "json"):
+            hint = "leave -p, -n, -d, -t and --kv out; -o table or json"
+            raise UsageError("--calibrate chooses its own tests", hint=hint)
         _calibrate(opened, device, Seconds(timeout), as_json=as_json or output == "json")
         return
     room = opened.context - depth
@@ -82,7 +88,7 @@ def command(
         raise UsageError("there is nothing to measure", hint="give -p or -n a length above 0")
     with open_device(device) as machine:
         say(f"{opened.name} on {machine.name} ...")
-        rows, measurement = open_runner(opened, machine, timeout=Seconds(timeout)).bench(
+        rows, measurement = open_runner(opened, machine, timeout=Seconds(timeout), kv=kv).bench(
             prompts=prompts,
             generated=lengths,
             depth=depth,

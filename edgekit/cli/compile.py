@@ -24,6 +24,7 @@ from edgekit.units import Bytes, rounded
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
+@_options.planned_kv
 @click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe; 1024 tokens are used.")
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
@@ -38,6 +39,7 @@ def command(
     engine: str,
     output: Path | None,
     context: int | None,
+    kv: str,
     probe_text: Path | None,
     force: bool,
     max_ram: str | None,
@@ -61,6 +63,7 @@ def command(
         output=output or Path(f"{source.resolve().name}-{target}"),
         engine=engine,
         context=context,
+        kv=kv,
         probe_text=None if probe_text is None else read_text(probe_text),
         force=force,
         most_memory=None if max_ram is None else parse_bytes(max_ram),
@@ -99,6 +102,7 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
         "recipe": bundle.recipe,
         "engine": bundle.engine,
         "context": bundle.context,
+        "kv": bundle.kv,
         "bytes": _total(outcome),
         "predicted": dict(outcome.predicted),
         "self_test": {

@@ -19,17 +19,18 @@ from edgekit.units import Bytes, Seconds, rounded
 @_options.target
 @_options.recipe
 @_options.context
+@_options.planned_kv
 @_options.explain
 @_options.as_json
 def command(
-    *, model: Path | None, target: str, recipe: str, context: int | None, explained: bool, as_json: bool
+    *, model: Path | None, target: str, recipe: str, context: int | None, kv: str, explained: bool, as_json: bool
 ) -> None:
     """Predict memory and speed of MODEL on a target.
 
     MODEL is a checkpoint folder, by default the checkpoint that comes with edgekit. Speeds are predictions, not
     measurements.
     """
-    found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context)
+    found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context, kv=kv)
     for note in (*found.quant.notes, *found.predicted.notes):
         warn(note)
     choices = explain(found.predicted)
@@ -52,6 +53,7 @@ def _as_json(found: Forecast) -> dict[str, object]:
         "recipe": str(found.quant.recipe),
         "context": plan.context,
         "weights_bytes": plan.weights_bytes,
+        "kv": plan.kv,
         "kv_bytes": plan.kv_bytes,
         "arena_bytes": plan.arena_bytes,
         "overhead_bytes": plan.overhead_bytes,
@@ -61,6 +63,7 @@ def _as_json(found: Forecast) -> dict[str, object]:
         "bytes_per_token": plan.bytes_per_token,
         "predicted": {
             "decode_tokens_per_second": found.predicted.decode_tokens_per_second,
+            "deep_decode_tokens_per_second": found.predicted.deep_decode_tokens_per_second,
             "prefill_tokens_per_second": found.predicted.prefill_tokens_per_second,
         },
         "isa": plan.isa,
@@ -76,12 +79,13 @@ def _pairs(found: Forecast) -> list[tuple[str, object]]:
         ("target", f"{plan.target}, {found.target.title}"),
         ("recipe", found.quant.recipe),
         ("weights", plan.weights_bytes),
-        ("KV cache", f"{plan.kv_bytes} for {plan.context} tokens"),
+        ("KV cache", f"{plan.kv_bytes} for {plan.context} tokens in {plan.kv}"),
         ("activations", plan.arena_bytes),
         ("runner", plan.overhead_bytes),
         ("in all", f"{found.device_bytes} of {found.target.memory}: {'fits' if found.fits else 'does not fit'}"),
         ("read a token", Bytes(plan.bytes_per_token)),
         ("decode", rate(found.predicted.decode_tokens_per_second)),
+        (f"at {plan.context} tokens", rate(found.predicted.deep_decode_tokens_per_second)),
         ("prefill", rate(found.predicted.prefill_tokens_per_second)),
         ("kernels", ", ".join(plan.kernels)),
     ]

@@ -30,6 +30,7 @@ _WINDOW = 256
 @click.option(
     "--context", type=click.IntRange(2), metavar="TOKENS", help="Window of the text. Default: 256, or the bundle's."
 )
+@_options.kv
 @_options.device
 @_options.gate
 @_options.timeout
@@ -40,6 +41,7 @@ def command(
     reference: Path | None,
     text: Path | None,
     context: int | None,
+    kv: str | None,
     device: str,
     gate: str | None,
     timeout: float,
@@ -53,7 +55,7 @@ def command(
     """
     opened = open_bundle(bundle)
     with open_device(device) as machine, Stages() as stages:
-        runner = open_runner(opened, machine, timeout=Seconds(timeout))
+        runner = open_runner(opened, machine, timeout=Seconds(timeout), kv=kv)
         if reference is None and text is None:
             if context is not None:
                 raise UsageError(
@@ -71,7 +73,8 @@ def command(
             held_out = probe_text() if text is None else read_text(text)
             found = _on_text(runner, checkpoint, held_out, window=_window(opened, context), stages=stages)
     if as_json:
-        show_json({**found, "bundle": opened.name, "device": device, "warnings": list(warnings)})
+        used = {"bundle": opened.name, "device": device, "kv": kv or opened.kv}
+        show_json({**found, **used, "warnings": list(warnings)})
     else:
         show_pairs([(name.replace("_", " "), _figure(value)) for name, value in found.items()])
     check_gate(found, gate)

@@ -63,6 +63,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "engine": bundle.engine,
         "recipe": bundle.recipe,
         "context": bundle.context,
+        "kv": bundle.kv,
         "required_features": list(bundle.required_features),
         "chat_template": bundle.chat_template is not None,
         "bos_id": bundle.bos_id,

@@ -34,6 +34,7 @@ from edgekit.units import Seconds
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the random choice.")
 @click.option("--threads", type=click.IntRange(1), help="Default: what the plan advises for the target.")
 @click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache.")
+@_options.kv
 @click.option("--chat", is_flag=True, help="TEXT is a message to the model, put into its chat template.")
 @click.option("--stats", is_flag=True, help="Show how fast it was on stderr, and what is doubtful about that.")
 @_options.timeout
@@ -51,6 +52,7 @@ def command(
     seed: int,
     threads: int | None,
     context: int | None,
+    kv: str | None,
     chat: bool,
     stats: bool,
     timeout: float,
@@ -64,7 +66,7 @@ def command(
         message = {"role": "user", "content": prompt}
         prompt = render_chat(opened.chat_template, [message], bos=opened.bos, eos=opened.eos)
     with open_device(device) as machine:
-        found = open_runner(opened, machine, timeout=Seconds(timeout)).generate(
+        found = open_runner(opened, machine, timeout=Seconds(timeout), kv=kv).generate(
             prompt,
             tokens=tokens,
             sampling=Sampling(temperature, top_k, top_p, repetition_penalty, seed),

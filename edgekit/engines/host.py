@@ -62,6 +62,7 @@ class _Run:
         status = _fields(Path("/proc/self/status"))
         memory = {
             "weights_bytes": self.written.weights_bytes,
+            "kv_format": "f32",
             "kv_bytes": self.written.kv_bytes,
             "peak_rss_bytes": status["VmHWM"],
             "anonymous_bytes": status["RssAnon"],

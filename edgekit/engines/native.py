@@ -34,7 +34,7 @@ ALIGN_BYTES: Final = 64
 
 HEADER: Final = struct.Struct("<8sIIQII28xI")
 SECTION: Final = struct.Struct("<IIQQ8x")
-CONFIG: Final = struct.Struct("<13I8IIQ32x")
+CONFIG: Final = struct.Struct("<13I8IIQI28x")
 OPERATOR: Final = struct.Struct("<17I3f16x")
 TENSOR: Final = struct.Struct("<5I4x4Q8x")
 BUFFER: Final = struct.Struct("<IIQ")
@@ -46,6 +46,8 @@ SECTION_KINDS: Final = {
 OPERATOR_KINDS: Final = {
     "Embed": 1, "NormLinear": 2, "Attention": 3, "LinearAdd": 4, "NormGatedLinear": 5, "Head": 6,
 }  # fmt: skip
+
+KV_FORMATS: Final = {"f16": 0, "q8": 1}
 
 # Codes packed at once: 8 MiB, and as much again for the packed form.
 _BLOCK_BYTES: Final = 8 << 20
@@ -122,6 +124,7 @@ def _config(plan: Plan, decoder: Decoder, extras: Extras) -> bytes:
         *eos,
         plan.arena_bytes,
         plan.required_features,
+        KV_FORMATS[plan.kv],
     )
 
 
