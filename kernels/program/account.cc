@@ -9,7 +9,7 @@ uint64_t edgekit_session_products(const edgekit_session* session, const edgekit_
   uint64_t products = 0;
   for (size_t i = 0; i < session->program->step_count; ++i) {
     const Step& step = session->program->steps[i];
-    const Passes& passes = step.kind == format::OperatorKind::kHead ? session->head_passes : session->passes;
+    const Passes& passes = step.all_rows ? session->passes : session->last_passes;
     for (size_t w = 0; w < step.matrices; ++w) {
       products += step.decode[w] == kernel ? passes.one_row : 0;
       products += step.prefill[w] == kernel ? passes.many_rows : 0;

@@ -146,12 +146,17 @@ class Attention {
     }
   }
 
-  // First every row is rotated and appended, then pieces: (head of the cache, a few rows), the longest first.
+  // First every row is rotated and appended, then pieces: (head of the cache, a few rows), the longest first. The last
+  // layer attends for the rows of the logits only.
   void attend_many(const Step& step) {
     worker_.share_rows(0, job_.rows, [&](size_t row) { append_row(step, row); });
-    const size_t row_blocks = (job_.rows + kAttendRows - 1) / kAttendRows;
+    const size_t first = worker_.first_row(step);
+    const size_t row_blocks = (job_.rows - first + kAttendRows - 1) / kAttendRows;
+    if (row_blocks == 0) {
+      return;
+    }
     worker_.share(1, row_blocks * info_.kv_heads, [&](size_t piece) {
-      attend_rows(step, piece % info_.kv_heads, (row_blocks - 1 - piece / info_.kv_heads) * kAttendRows);
+      attend_rows(step, piece % info_.kv_heads, first + (row_blocks - 1 - piece / info_.kv_heads) * kAttendRows);
     });
   }
 

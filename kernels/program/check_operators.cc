@@ -296,6 +296,11 @@ class Checker {
                        config_.layers);
       return false;
     }
+    bool is_cached_later = false;
+    for (size_t i = count; i-- > 0;) {
+      program_->steps[i].all_rows = is_cached_later;
+      is_cached_later = is_cached_later || program_->steps[i].kind == OperatorKind::kAttention;
+    }
     return true;
   }
 

@@ -53,6 +53,7 @@ struct BufferUse {
 
 struct Step {
   format::OperatorKind kind;
+  bool all_rows;  // a later attention caches what comes of its results; else only those of the rows of the logits count
   size_t layer;
   BufferUse input;
   BufferUse output;

@@ -51,21 +51,23 @@ Share share_of(edgekit_session* session, unsigned member, unsigned active) {
 
 void run_step(Worker& worker, const Step& step) {
   const Job& job = worker.job;
+  const size_t first = worker.first_row(step);
+  const size_t rows = job.rows - first;
+  if (rows == 0 && step.kind != OperatorKind::kAttention) {
+    return;
+  }
   switch (step.kind) {
     case OperatorKind::kEmbed:
       return embed(worker, step);
     case OperatorKind::kAttention:
       return attend(worker, step);
     case OperatorKind::kNormLinear:
-      return multiply(worker, step, 0, job.rows, worker.row_of(step.output, 0), step.output.width);
+      return multiply(worker, step, first, rows, worker.row_of(step.output, first), step.output.width);
     case OperatorKind::kLinearAdd:
     case OperatorKind::kNormGatedLinear:
-      return multiply(worker, step, 0, job.rows, nullptr, 0);
+      return multiply(worker, step, first, rows, nullptr, 0);
     case OperatorKind::kHead:
-      if (job.logits_rows > 0) {
-        multiply(worker, step, job.rows - job.logits_rows, job.logits_rows, job.logits, worker.info.vocab);
-      }
-      return;
+      return multiply(worker, step, first, rows, job.logits, worker.info.vocab);
   }
 }
 

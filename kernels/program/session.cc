@@ -299,7 +299,7 @@ edgekit_status edgekit_session_forward(edgekit_session* session, const uint32_t*
     session->team.run(job.active);
     session->position += uint32_t(rows);
     session->passes.add(rows);
-    session->head_passes.add(job.logits_rows);
+    session->last_passes.add(job.logits_rows);
     if (job.logits_rows > 0) {
       logits += job.logits_rows * info.vocab;
     }

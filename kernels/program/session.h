@@ -106,7 +106,7 @@ struct edgekit_session {
   std::atomic<uint32_t>* blocks_done = nullptr;  // [kv_heads], one each 64 bytes
 
   edgekit::Passes passes;       // so far
-  edgekit::Passes head_passes;  // of the head, which has only the rows whose logits are wanted
+  edgekit::Passes last_passes;  // of the steps that have only the rows whose logits are wanted
   bool keeps_to_fast_cpus = false;
   edgekit::CpuSpeeds speeds = edgekit::CpuSpeeds::read();
   edgekit::PostedJob job;

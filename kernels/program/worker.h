@@ -56,6 +56,9 @@ struct Worker {
     });
   }
 
+  // The first row of the job that the step has to give results of.
+  size_t first_row(const Step& step) const { return step.all_rows ? 0 : job.rows - job.logits_rows; }
+
   float* row_of(const BufferUse& buffer, size_t row) const {
     return session.arena.at<float>((buffer.offset + row * buffer.width) * sizeof(float));
   }

@@ -1,5 +1,6 @@
 // Programs: what they compute, that nothing about the machine changes it, and that a damaged file is refused.
 #include <cmath>
+#include <utility>
 
 #include "check.h"
 #include "edgekit/program.h"
@@ -194,6 +195,30 @@ TEST(neither_threads_nor_the_division_into_calls_change_a_bit) {
         const std::vector<float> found = forward(start(model.program, threads).get(), ids, chunk, shape.vocab);
         CHECK_THAT(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0,
                    "threads = %u, chunk = %zu", threads, chunk);
+      }
+    }
+  }
+}
+
+TEST(rows_whose_logits_are_not_wanted_change_no_bit_of_the_others) {
+  ModelShape windowed = mixed_shape();
+  windowed.window = 20;
+  for (const ModelShape& shape : {mixed_shape(), windowed, float_shape()}) {
+    const Model model(shape);
+    const std::vector<uint32_t> ids = random_tokens(130, shape.vocab);
+    const std::vector<float> all = forward(start(model.program, 1).get(), ids, 130, shape.vocab);
+    for (const uint32_t threads : {1u, 2u, 5u}) {
+      // The first call leaves a partial chunk and a partial block of the cache; what the second sees must be whole.
+      for (const size_t wanted : {size_t(0), size_t(1), size_t(2), size_t(9), size_t(40)}) {
+        const Session session = start(model.program, threads);
+        for (const auto& [done, count] : {std::pair<size_t, size_t>{0, 75}, {75, 55}}) {
+          std::vector<float> logits(wanted * shape.vocab);
+          edgekit_error error{};
+          CHECK(edgekit_session_forward(session.get(), &ids[done], count, logits.data(), wanted, &error) == EDGEKIT_OK);
+          CHECK_THAT(wanted == 0 || std::memcmp(logits.data(), &all[(done + count - wanted) * shape.vocab],
+                                                logits.size() * sizeof(float)) == 0,
+                     "threads = %u, wanted = %zu", threads, wanted);
+        }
       }
     }
   }
