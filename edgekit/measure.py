@@ -376,7 +376,8 @@ def _doubt(row: BenchRow) -> str:
     """What is doubtful about the samples of a row, or nothing."""
     if not row.stddev or not row.tokens_per_second or row.stddev / row.tokens_per_second <= MOST_SPREAD:
         return ""
-    return f"{row.test} with {row.threads} threads: samples spread by {row.stddev / row.tokens_per_second:.0%}"
+    threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+    return f"{row.test} with {threads}: samples spread by {row.stddev / row.tokens_per_second:.0%}"
 
 
 def _hint_for(device: Device, made_for: str) -> str:

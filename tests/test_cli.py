@@ -166,7 +166,8 @@ def test_inspect_tells_a_checkpoint_from_a_bundle(model, bundle):
     found = json.loads(run("inspect", bundle, "--json").stdout)
     assert (found["kind"], found["recipe"], found["target"]) == ("bundle", "q4g32,head=q4g32", "host")
     assert "tied head" in run("inspect", model).stdout
-    assert "model.edge" in run("inspect", bundle).stdout
+    text = run("inspect", bundle).stdout
+    assert "model.edge" in text and "kv_bytes 16.0 KiB" in text  # 2 layers, 2 heads of 16, 64 positions
 
 
 def test_compile_prints_figures_on_stdout_and_stages_on_stderr(model, tmp_path):

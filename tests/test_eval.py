@@ -105,6 +105,7 @@ def test_without_a_text_the_bundles_probe_is_used(bundle):
     found = json.loads(run("eval", bundle, "--json").stdout)
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert {name: found[name] for name in manifest["coherence"]} == manifest["coherence"]
+    assert found["warnings"] == []  # the runner's doubts are about times, which are not shown
 
 
 def test_a_text_without_reference_is_refused_if_the_bundle_is_not_of_the_embedded_model(bundle, tmp_path):

@@ -126,7 +126,8 @@ ReadCeilings measure_ceilings(const std::vector<BenchRow>& rows, Measurement* me
     }
     if (fraction_of_ceiling(row, ceilings) > 1) {
       measurement->warn(row.test + " with " + std::to_string(row.threads) +
-                        " threads: faster than memory is read, so weights came from a cache");
+                        (row.threads > 1 ? " threads" : " thread") +
+                        ": faster than memory is read, so weights came from a cache");
     }
   }
   return ceilings;

@@ -41,20 +41,20 @@ double fraction_of_ceiling(const BenchRow& row, const ReadCeilings& ceilings) {
 }
 
 void print_table(const std::vector<BenchRow>& rows, const ReadCeilings& ceilings, bool emulated) {
-  std::printf("%-10s %7s %7s %12s %10s %8s %10s  %s\n", "test", "threads", "depth", "tokens/s", "+-", "GB/s",
+  std::printf("%-10s %7s %7s %12s %10s %8s %12s  %s\n", "test", "threads", "depth", "tokens/s", "+-", "GB/s",
               "of ceiling", "kernels");
   for (const BenchRow& row : rows) {
     std::printf("%-10s %7u %7u", row.test.c_str(), row.threads, row.depth);
     print_number(emulated ? NAN : row.mean_rate(), 12, 2);
     print_number(emulated ? NAN : row.spread_of_rate(), 10, 2);
     print_number(emulated || row.bytes_per_token == 0 ? NAN : row.bytes_per_second() / 1e9, 8, 2);
-    print_number(100 * fraction_of_ceiling(row, ceilings), 10, 0, "%");
+    print_number(100 * fraction_of_ceiling(row, ceilings), 12, 0, "%");
     const char* before = "  ";
     for (const std::string& kernel : row.kernels) {
       std::printf("%s%s", before, kernel.c_str());
       before = ", ";
     }
-    std::printf("\n");
+    std::printf("%s\n", row.fell_back ? " (not as planned)" : "");
   }
 }
 

@@ -15,7 +15,7 @@ from edgekit.coherence import check_gate
 from edgekit.device import open_device
 from edgekit.errors import UsageError
 from edgekit.eval import evaluate
-from edgekit.measure import Runner, open_runner
+from edgekit.measure import Runner, is_about_time, open_runner
 from edgekit.pipeline import is_made_from
 from edgekit.reference import embedded_model, open_reference, probe_text, tokenizer_file, tokens_of
 from edgekit.units import Seconds
@@ -63,7 +63,9 @@ def command(
                 )
             stages(f"probe: {opened.name} on {machine.name}", 0, 0)
             measurement = runner.probe()
-            found, warnings = dict(measurement.coherence), measurement.warnings
+            # No time is shown, so doubts about it say nothing.
+            found = dict(measurement.coherence)
+            warnings = tuple(text for text in measurement.warnings if not is_about_time(text))
             for doubt in warnings:
                 warn(doubt)
         else:

@@ -83,12 +83,14 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, dict):
         if name == "files":
             return ", ".join(f"{file} ({Bytes(entry['bytes'])})" for file, entry in value.items())
-        known = [f"{key} {_figure(figure)}" for key, figure in value.items() if figure is not None]
+        known = [f"{key} {_figure(key, figure)}" for key, figure in value.items() if figure is not None]
         return ", ".join(known) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 
-def _figure(value: object) -> str:
+def _figure(name: str, value: object) -> str:
+    if isinstance(value, int) and "bytes" in name:
+        return str(Bytes(value))
     return rounded(value) if isinstance(value, float) else str(value)
