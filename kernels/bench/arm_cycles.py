@@ -1,32 +1,56 @@
 """Modelled cycles per 32 weights of the ARM kernels, and of llama.cpp's built from source beside them.
 
-llvm-mca counts one pass of a kernel's loop over groups, the end of the group included, as if everything were in the
-first cache: a lower bound on cycles, good for comparing loops of one style. No ARM machine is involved.
+Each kernel runs once under QEMU, which writes down what it executes; llvm-mca counts the cycles of just that, as if
+everything were in the first cache and every branch foreseen: a lower bound on cycles, good for comparing loops of one
+style. No ARM machine is involved.
 
     python kernels/bench/arm_cycles.py --work /tmp/peers
 
-needs cmake, ninja, the package ziglang, and llvm-mca and llvm-objdump of LLVM 22 (Debian: llvm-22).
+needs cmake, ninja, the packages edgekit and ziglang, qemu-aarch64 (Debian: qemu-user-static), and llvm-mca and
+llvm-objdump of LLVM 22 (Debian: llvm-22).
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 import click
 from evidence import llama_cpp
-from evidence.loops import Instruction, LoopNotFound, as_source, functions, one_pass, total_cycles
-from evidence.machine import commit
+from evidence.executed import (
+    Instruction,
+    NotExecuted,
+    as_source,
+    calls,
+    check_products,
+    executed,
+    find_function,
+    read_addresses,
+    read_program,
+    total_cycles,
+)
+from evidence.machine import ROOT, commit
 from evidence.native import build
-from evidence.progress import ToolFailed, run
+from evidence.progress import ToolFailed, run, say
 from evidence.tables import NoSuchPlace, markdown_table, replace_place
 
-RESULTS: Final = Path(__file__).with_name("RESULTS.md")
+_HERE: Final = Path(__file__).parent
+RESULTS: Final = _HERE / "RESULTS.md"
 TRIPLE: Final = "aarch64-linux-musl"
-PASSES: Final = 50
+PASSES: Final = 4
+TILE: Final = 16  # outputs
+DEPTH: Final = 2048  # k of every product
+ROWS: Final = 256  # of a prompt
+_TILE_ROWS: Final = 4  # of a tile of ours
+
+# One instruction at a time, by the names of QEMU before and since 8.1.
+_STEPS: Final = {"QEMU_SINGLESTEP": "1", "QEMU_ONE_INSN_PER_TB": "1"}
+# CPUs that QEMU has all features of, with vectors of 128 bits.
+_EMULATED: Final = "max,sve-max-vq=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +58,30 @@ class Core:
     """A core as LLVM models it. Decode widths of LLVM up to 22 are too wide (issue 136374), so `dispatch` is given.
 
     The models of Cortex-A76, A77 and A78 are those of the A57 up to LLVM 22; Neoverse N1 is the A76's sister.
+    `isa` decodes for it, `tile_isa` has its tiles; llama.cpp is compiled with the features `zig`.
     """
 
     name: str
     mcpu: str
+    isa: str
+    tile_isa: str
+    zig: str
     dispatch: int = 0  # 0: the model's own
 
-
-A72: Final = Core("Cortex-A72", "cortex-a72")
-A76: Final = Core("Cortex-A76", "neoverse-n1", 4)
-A710: Final = Core("Cortex-A710", "neoverse-n2", 5)
-X4: Final = Core("Cortex-X4", "neoverse-v2", 8)
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """A function whose loop over groups does `macs` multiply-adds a pass, and the cycles a core may take for 32."""
-
-    label: str
-    function: str  # how its demangled name begins, or what it contains
-    macs: int
-    bars: tuple[tuple[Core, float], ...]
-    cores: tuple[Core, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Modelled:
-    """Instructions and cycles for 32 weights, or for 32 multiply-adds of a tile of several rows."""
-
-    kind: str
-    label: str
-    core: str
-    instructions: float
-    cycles: float
-    bar: float | None
-
     @property
-    def verdict(self) -> str:
-        return "-" if self.bar is None else f"<= {self.bar:g}: {'met' if self.cycles <= self.bar else 'NOT met'}"
+    def has_i8mm(self) -> bool:
+        return self.tile_isa == "neon_i8mm"
 
 
+_I8MM: Final = "generic+v8_2a+fullfp16+dotprod+i8mm"
+A72: Final = Core("Cortex-A72", "cortex-a72", "neon", "neon", "cortex_a72")
+A76: Final = Core("Cortex-A76", "neoverse-n1", "neon_dotprod", "neon_dotprod", "cortex_a76", 4)
+A710: Final = Core("Cortex-A710", "neoverse-n2", "neon_dotprod", "neon_i8mm", _I8MM, 5)
+X4: Final = Core("Cortex-X4", "neoverse-v2", "neon_dotprod", "neon_i8mm", _I8MM, 8)
+A510: Final = Core("Cortex-A510", "cortex-a510", "neon_dotprod", "neon_i8mm", _I8MM)
+CORES: Final = (A72, A76, A710, X4, A510)
+
+SCHEMES: Final = ("q8g128", "q4g128", "q3g128", "q2g128", "q2g64", "t2g128")
 _DECODE_BARS: Final = {
     (A76, "q4g128"): 2.3,
     (A76, "q3g128"): 2.7,
@@ -84,124 +92,171 @@ _DECODE_BARS: Final = {
     (A710, "q3g128"): 2.3,
     (A710, "q2g128"): 2.3,
 }
-_SCHEMES: Final = ("q8g128", "q4g128", "q3g128", "q2g128", "q2g64", "t2g128")
+_TILE_BARS: Final = {A76: 1.1, A710: 0.6}
+_LLAMA: Final = {"q4_0_q8_0": "Q4_0", "q3_K_q8_K": "Q3_K", "q2_K_q8_K": "Q2_K", "tq2_0_q8_K": "TQ2_0"}
 
 
-def decode_loops(isa: str, cores: tuple[Core, ...]) -> Iterator[tuple[Path, Loop]]:
-    """Our kernels of one row: a tile of 16 outputs, group by group."""
-    for scheme in _SCHEMES:
-        weights, _, group = scheme.partition("g")
-        bars = tuple((core, bar) for core in cores if (bar := _DECODE_BARS.get((core, scheme))) is not None)
-        loop = Loop(f"edgekit {scheme}, {isa}", f"gemm_q8_{weights}_f32_1x16x32_{isa}", 16 * int(group), bars, cores)
-        yield Path(f"edgekit_isa_{isa}.dir/{isa}/gemm_q8_{weights}_f32.cc.o"), loop
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """Instructions and cycles for 32 multiply-adds of weights."""
+
+    kind: str
+    label: str
+    core: str
+    instructions: float
+    cycles: float
+    bar: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        # As exact as it is printed: the model is not to be trusted to the third digit.
+        met = self.bar is not None and round(self.cycles, 2) <= self.bar
+        return "-" if self.bar is None else f"<= {self.bar:g}: {'met' if met else 'NOT met'}"
 
 
-def prefill_loops() -> Iterator[tuple[Path, Loop]]:
-    """Our tiles of 4 rows and 16 outputs over a group of 128; weights are bytes by then, whatever they were."""
-    macs = 4 * 16 * 128
-    for isa, function, core, bar in (
-        ("neon", "NarrowSums, 4ul", A72, None),
-        ("neon_dotprod", "multiply_rows<4ul>", A76, 1.1),
-        ("neon_i8mm", "multiply_rows<4ul>", A710, 0.6),
-        ("neon_i8mm", "multiply_rows<4ul>", X4, None),
-    ):
-        bars = () if bar is None else ((core, bar),)
-        yield Path(f"edgekit_isa_{isa}.dir/{isa}/prefill.cc.o"), Loop(f"edgekit, {isa}", function, macs, bars, (core,))
+class Emulated:
+    """A program for aarch64 and what it executes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        command: list[str | Path] = [_tool("llvm-objdump", "llvm-22"), "-d", "--no-show-raw-insn", "-C"]
+        self._program = read_program(run([*command, "--mattr=+dotprod,+i8mm,+fullfp16,+sve", file]))
+
+    def run(self, *words: str) -> list[Instruction]:
+        """Everything that is executed, in its order."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            emulator = _tool("qemu-aarch64-static", "qemu-user-static", "qemu-aarch64")
+            run([emulator, "-cpu", _EMULATED, "-d", "exec,nochain", "-D", log, self._file, *words], env=_STEPS)
+            return executed(self._program, read_addresses(log.read_text("utf-8", "replace")))
+
+    def calls(self, instructions: Sequence[Instruction], function: str, macs: int) -> list[Instruction]:
+        """What the calls of the function execute, which has to do so many multiply-adds."""
+        found = calls(instructions, find_function(self._program, function, instructions))
+        check_products(found, macs)
+        return found
 
 
-def peer_loops(kind: str, core: Core) -> Iterator[tuple[str, Loop]]:
-    """llama.cpp's: the source file under ggml-cpu/arch/arm, and the loop over blocks in it."""
-    dot = [("q4_0_q8_0", "Q4_0", 64), ("q3_K", "Q3_K", 256), ("q2_K", "Q2_K", 256), ("tq2_0", "TQ2_0", 256)]
-    if kind == "decode":
-        for name, label, macs in dot:
-            yield "quants.c", Loop(f"llama.cpp {label} vec_dot", f"ggml_vec_dot_{name}", macs, (), (core,))
-        if core is not A72:
-            yield "repack.cpp", Loop("llama.cpp Q4_0 4x4 gemv", "ggml_gemv_q4_0_4x4_q8_0", 128, (), (core,))
-    elif core is not A72:
-        yield "repack.cpp", Loop("llama.cpp Q4_0 4x4 gemm", "ggml_gemm_q4_0_4x4_q8_0", 2048, (), (core,))
-
-
-def disassemble(file: Path) -> dict[str, list[Instruction]]:
-    command: list[str | Path] = [_tool("llvm-objdump"), "-d", "--no-show-raw-insn", "-C"]
-    return functions(run([*command, "--mattr=+dotprod,+i8mm,+fullfp16", file]))
-
-
-def model(kind: str, loop: Loop, found: dict[str, list[Instruction]]) -> list[Modelled]:
-    """The loop on each of its cores.
-
-    Raises:
-        ToolFailed: there is no such function, or no such loop in it.
-    """
-    named = [code for name, code in found.items() if loop.function in name]
-    if len(named) != 1:
-        raise ToolFailed(f"{loop.label}: {len(named)} functions are called {loop.function}")
-    try:
-        texts = one_pass(named[0], loop.macs)
-    except LoopNotFound as error:
-        raise ToolFailed(f"{loop.label}: {error}") from error
-    share = loop.macs / 32
-    return [
-        Modelled(
-            kind, loop.label, core.name, len(texts) / share, _cycles(texts, core) / share, dict(loop.bars).get(core)
-        )
-        for core in loop.cores
-    ]
-
-
-def _cycles(texts: list[str], core: Core) -> float:
-    command = [_tool("llvm-mca"), "-mtriple=aarch64", f"-mcpu={core.mcpu}", f"-iterations={PASSES}"]
+def _cycles(instructions: Sequence[Instruction], core: Core) -> float:
+    command = [_tool("llvm-mca", "llvm-22"), "-mtriple=aarch64", f"-mcpu={core.mcpu}", f"-iterations={PASSES}"]
+    command += ["-mattr=+sve,+i8mm,+dotprod,+fullfp16", "-resource-pressure=false", "-instruction-info=false"]
     command += [f"-dispatch={core.dispatch}"] if core.dispatch else []
-    return total_cycles(run(command, text_in=as_source(texts)), PASSES)
+    return total_cycles(run(command, text_in=as_source(instructions)), PASSES)
 
 
-def _tool(name: str) -> str:
-    found = shutil.which(f"{name}-22") or shutil.which(name)
+def _tool(name: str, package: str, other: str = "") -> str:
+    found = shutil.which(f"{name}-22") or shutil.which(name) or shutil.which(other or name)
     if found is None:
-        raise ToolFailed(f"{name} is not installed; Debian: apt install llvm-22")
+        raise ToolFailed(f"{name} is not installed; Debian: apt install {package}")
     return found
 
 
-def ours(work: Path) -> Iterator[Modelled]:
-    objects = build(work, TRIPLE, "edgekit_kernels") / "kernels" / "gemm" / "CMakeFiles"
-    for isa, cores in (("neon", (A72,)), ("neon_dotprod", (A76, A710, X4))):
-        for file, loop in decode_loops(isa, cores):
-            yield from model("decode", loop, disassemble(objects / file))
-    for file, loop in prefill_loops():
-        yield from model("prefill", loop, disassemble(objects / file))
+def our_decode(program: Emulated, core: Core) -> Iterator[Modelled]:
+    """Our kernels of one row, over a tile of 16 outputs."""
+    for scheme in SCHEMES:
+        weights, _, group = scheme.partition("g")
+        kernel = f"gemm_q8_{weights}_f32_1x16x32_{core.isa}"
+        macs = TILE * DEPTH
+        done = program.calls(program.run(kernel, "1", str(TILE), str(DEPTH), group), kernel, macs)
+        share = macs / 32
+        bar = _DECODE_BARS.get((core, scheme))
+        yield Modelled("decode", f"edgekit {scheme}", core.name, len(done) / share, _cycles(done, core) / share, bar)
 
 
-def theirs(work: Path) -> Iterator[Modelled]:
+def our_prefill(program: Emulated, core: Core) -> Iterator[Modelled]:
+    """Our tiles of 4 rows and 16 outputs; then all rows of a prompt, with the unpacking that they share."""
+    tile_name = "NarrowSums, 4ul" if core.tile_isa == "neon" else "multiply_rows<4ul"
+    for number, scheme in enumerate(("q4g128", "q3g128", "q2g128")):
+        weights, _, group = scheme.partition("g")
+        kernel = f"gemm_q8_{weights}_f32_{_TILE_ROWS}x16x32_{core.tile_isa}"
+        macs = _TILE_ROWS * TILE * DEPTH
+        everything = program.run(kernel, str(_TILE_ROWS), str(TILE), str(DEPTH), group)
+        whole = program.calls(everything, kernel, macs)
+        tile = program.calls(whole, tile_name, macs)
+        whole_cycles, tile_cycles = _cycles(whole, core), _cycles(tile, core)
+        share = macs / 32
+        if number == 0:  # the tile is the same for every format: weights are bytes by then
+            bar = _TILE_BARS.get(core)
+            yield Modelled("prefill", "edgekit tile", core.name, len(tile) / share, tile_cycles / share, bar)
+        times = ROWS // _TILE_ROWS
+        counts = (len(whole) - len(tile) + len(tile) * times) / (share * times)
+        cycles = (whole_cycles - tile_cycles + tile_cycles * times) / (share * times)
+        yield Modelled("prefill", f"edgekit {scheme}, {ROWS} rows", core.name, counts, cycles)
+
+
+def llama(program: Emulated, core: Core) -> Iterator[Modelled]:
+    """llama.cpp's kernels that it would run on the core: products of rows, and of interleaved Q4_0."""
+
+    def model(kind: str, function: str, label: str, rows: int) -> Modelled:
+        macs = rows * TILE * DEPTH
+        done = program.calls(program.run(function, str(rows), str(TILE), str(DEPTH)), function, macs)
+        share = macs / 32
+        return Modelled(kind, f"llama.cpp {label}", core.name, len(done) / share, _cycles(done, core) / share)
+
+    for name, label in _LLAMA.items():
+        yield model("decode", f"ggml_vec_dot_{name}", f"{label} vec_dot", 1)
+    if core is not A72:
+        layout = "4x8" if core.has_i8mm else "4x4"
+        yield model("decode", f"ggml_gemv_q4_0_{layout}_q8_0", f"Q4_0 {layout} gemv", 1)
+        yield model("prefill", f"ggml_gemm_q4_0_{layout}_q8_0", f"Q4_0 {layout} gemm", 16)
+
+
+def build_ours(work: Path) -> Emulated:
+    """The kernels as they are shipped, with a program that calls them and keeps their names."""
+    library = build(work, TRIPLE, "edgekit_kernels") / "kernels" / "libedgekit_kernels.a"
+    file = work / "arm_once"
+    _zig("c++", "-std=c++20", "-O2", f"-I{ROOT / 'kernels' / 'include'}", _HERE / "arm_once.cc", library, file)
+    return Emulated(file)
+
+
+def build_llama(work: Path, core: Core) -> Emulated:
+    """llama.cpp's ARM kernels compiled for the core, with a program that calls them."""
+    ggml = llama_cpp.find_source(work) / "ggml"
     folder = work / "llama-aarch64"
     folder.mkdir(exist_ok=True)
-    for core, mcpu in ((A72, "cortex_a72"), (A76, "cortex_a76")):
-        for kind in ("decode", "prefill"):
-            for source, loop in peer_loops(kind, core):
-                yield from model(kind, loop, disassemble(_compile(work, folder, source, mcpu)))
+    file = folder / core.zig
+    if not file.exists() or file.stat().st_mtime < (_HERE / "arm_once_llama.cc").stat().st_mtime:
+        say(f"building llama.cpp's kernels for {core.name} ...")
+        flags = [f"-mcpu={core.zig}", "-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-ffunction-sections", "-c"]
+        flags += [f"-I{ggml / part}" for part in ("include", "src", "src/ggml-cpu")]
+        kernels = ggml / "src" / "ggml-cpu" / "arch" / "arm"
+        objects = []
+        for source in (kernels / "quants.c", kernels / "repack.cpp", _HERE / "arm_once_llama.cc"):
+            objects.append(folder / f"{core.zig}-{source.name}.o")
+            _zig("cc" if source.suffix == ".c" else "c++", *flags, source, objects[-1])
+        # Linked for no CPU: zig builds its C and C++ libraries, which takes minutes, for each that it is given.
+        _zig("c++", "-Wl,--gc-sections", *objects, file)
+    return Emulated(file)
 
 
-def _compile(work: Path, folder: Path, source: str, mcpu: str) -> Path:
-    """llama.cpp's file compiled as for this core, unless it is there."""
-    file = folder / f"{mcpu}-{source}.o"
-    if not file.exists():
-        ggml = llama_cpp.find_source(work) / "ggml"
-        compiler = "cc" if source.endswith(".c") else "c++"
-        command: list[str | Path] = [sys.executable, "-m", "ziglang", compiler, "-target", TRIPLE, f"-mcpu={mcpu}"]
-        command += ["-O3", "-DNDEBUG", "-D_GNU_SOURCE"]
-        command += [f"-I{ggml / part}" for part in ("include", "src", "src/ggml-cpu")]
-        run([*command, "-c", ggml / "src" / "ggml-cpu" / "arch" / "arm" / source, "-o", file])
-    return file
+def _zig(compiler: str, *words: str | Path) -> None:
+    """Compiles or links; the last word is the file to write."""
+    command = [sys.executable, "-m", "ziglang", compiler, "-target", TRIPLE, "-static"]
+    run([*command, *words[:-1], "-o", words[-1]])
+
+
+def model_all(work: Path) -> Iterator[Modelled]:
+    program = build_ours(work)
+    for core in CORES:
+        say(f"{core.name} ...")
+        yield from our_decode(program, core)
+        yield from our_prefill(program, core)
+        yield from llama(build_llama(work, core), core)
 
 
 def tables(rows: list[Modelled]) -> str:
     """Markdown, labelled for what it is."""
-    parts = [f"Modelled, not measured: a lower bound on cycles (llvm-mca 22, perfect first cache); edgekit {commit()}."]
-    for kind, unit in (("decode", "32 weights, one row"), ("prefill", "32 multiply-adds, tiles of several rows")):
+    parts = [
+        f"Modelled, not measured: a lower bound on cycles (llvm-mca 22, perfect first cache); edgekit {commit()}. "
+        f"Products with {TILE} outputs and k = {DEPTH}, the whole kernel as executed; of a tile, its own part."
+    ]
+    for kind, unit in (("decode", "32 weights, one row"), ("prefill", "32 multiply-adds, several rows")):
         cells = [
             [row.core, row.label, f"{row.instructions:.2f}", f"{row.cycles:.2f}", row.verdict]
-            for row in sorted((row for row in rows if row.kind == kind), key=lambda row: row.core)
+            for row in rows
+            if row.kind == kind
         ]
-        headings = ["core", "loop", f"instructions for {unit}", "cycles", "bar"]
-        parts.append(markdown_table(headings, cells))
+        parts.append(markdown_table(["core", "loop", f"instructions for {unit}", "cycles", "bar"], cells))
     return "\n\n".join(parts)
 
 
@@ -214,10 +269,10 @@ def main(work: Path, output: str, write: bool) -> None:
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     try:
-        rows = [*ours(work), *theirs(work)]
+        rows = list(model_all(work))
         if write:
             RESULTS.write_text(replace_place(RESULTS.read_text("utf-8"), "arm", tables(rows)), "utf-8")
-    except (ToolFailed, NoSuchPlace) as error:
+    except (ToolFailed, NotExecuted, NoSuchPlace) as error:
         raise click.ClickException(str(error)) from error
     print(json.dumps([asdict(row) for row in rows], indent=1) if output == "json" else tables(rows))
 
