@@ -43,6 +43,7 @@ RESULTS: Final = _HERE / "RESULTS.md"
 TRIPLE: Final = "aarch64-linux-musl"
 PASSES: Final = 4
 TILE: Final = 16  # outputs
+OUTPUTS: Final = 2048  # of a product of one row
 DEPTH: Final = 2048  # k of every product
 ROWS: Final = 256  # of a prompt
 _TILE_ROWS: Final = 4  # of a tile of ours
@@ -114,6 +115,26 @@ class Modelled:
         return "-" if self.bar is None else f"<= {self.bar:g}: {'met' if met else 'NOT met'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something executes, and the cycles it is modelled to take."""
+
+    instructions: float
+    cycles: float
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(self.instructions + other.instructions, self.cycles + other.cycles)
+
+    def minus(self, other: "Cost") -> "Cost":
+        return self.plus(other.times(-1))
+
+    def times(self, count: int) -> "Cost":
+        return Cost(self.instructions * count, self.cycles * count)
+
+    def modelled(self, kind: str, label: str, core: Core, macs: int, bar: float | None = None) -> Modelled:
+        return Modelled(kind, label, core.name, self.instructions * 32 / macs, self.cycles * 32 / macs, bar)
+
+
 class Emulated:
     """A program for aarch64 and what it executes."""
 
@@ -137,11 +158,11 @@ class Emulated:
         return found
 
 
-def _cycles(instructions: Sequence[Instruction], core: Core) -> float:
+def _cost(instructions: Sequence[Instruction], core: Core) -> Cost:
     command = [_tool("llvm-mca", "llvm-22"), "-mtriple=aarch64", f"-mcpu={core.mcpu}", f"-iterations={PASSES}"]
     command += ["-mattr=+sve,+i8mm,+dotprod,+fullfp16", "-resource-pressure=false", "-instruction-info=false"]
     command += [f"-dispatch={core.dispatch}"] if core.dispatch else []
-    return total_cycles(run(command, text_in=as_source(instructions)), PASSES)
+    return Cost(len(instructions), total_cycles(run(command, text_in=as_source(instructions)), PASSES))
 
 
 def _tool(name: str, package: str, other: str = "") -> str:
@@ -151,54 +172,54 @@ def _tool(name: str, package: str, other: str = "") -> str:
     return found
 
 
+def one_row(program: Emulated, core: Core, kernel: str, *group: str) -> Cost:
+    """The kernel on one row and OUTPUTS outputs: the first tile, with what is done once a row, and the others."""
+    first, both = (
+        _cost(program.calls(program.run(kernel, "1", str(n), str(DEPTH), *group), kernel, n * DEPTH), core)
+        for n in (TILE, 2 * TILE)
+    )
+    return first.plus(both.minus(first).times(OUTPUTS // TILE - 1))
+
+
 def our_decode(program: Emulated, core: Core) -> Iterator[Modelled]:
-    """Our kernels of one row, over a tile of 16 outputs."""
+    """Our kernels of one row."""
     for scheme in SCHEMES:
         weights, _, group = scheme.partition("g")
-        kernel = f"gemm_q8_{weights}_f32_1x16x32_{core.isa}"
-        macs = TILE * DEPTH
-        done = program.calls(program.run(kernel, "1", str(TILE), str(DEPTH), group), kernel, macs)
-        share = macs / 32
+        cost = one_row(program, core, f"gemm_q8_{weights}_f32_1x16x32_{core.isa}", group)
         bar = _DECODE_BARS.get((core, scheme))
-        yield Modelled("decode", f"edgekit {scheme}", core.name, len(done) / share, _cycles(done, core) / share, bar)
+        yield cost.modelled("decode", f"edgekit {scheme}", core, OUTPUTS * DEPTH, bar)
 
 
 def our_prefill(program: Emulated, core: Core) -> Iterator[Modelled]:
-    """Our tiles of 4 rows and 16 outputs; then all rows of a prompt, with the unpacking that they share."""
+    """Our tile of 4 rows and 16 outputs; then all rows of a prompt, with the unpacking that they share."""
     tile_name = "NarrowSums, 4ul" if core.tile_isa == "neon" else "multiply_rows<4ul"
-    for number, scheme in enumerate(("q4g128", "q3g128", "q2g128")):
+    macs = _TILE_ROWS * TILE * DEPTH
+    for scheme in ("q4g128", "q3g128", "q2g128"):
         weights, _, group = scheme.partition("g")
         kernel = f"gemm_q8_{weights}_f32_{_TILE_ROWS}x16x32_{core.tile_isa}"
-        macs = _TILE_ROWS * TILE * DEPTH
         everything = program.run(kernel, str(_TILE_ROWS), str(TILE), str(DEPTH), group)
         whole = program.calls(everything, kernel, macs)
-        tile = program.calls(whole, tile_name, macs)
-        whole_cycles, tile_cycles = _cycles(whole, core), _cycles(tile, core)
-        share = macs / 32
-        if number == 0:  # the tile is the same for every format: weights are bytes by then
-            bar = _TILE_BARS.get(core)
-            yield Modelled("prefill", "edgekit tile", core.name, len(tile) / share, tile_cycles / share, bar)
+        tile = _cost(program.calls(whole, tile_name, macs), core)
+        if scheme == "q4g128":  # the tile is the same for all three: weights are bytes by then
+            yield tile.modelled("prefill", "edgekit tile", core, macs, _TILE_BARS.get(core))
         times = ROWS // _TILE_ROWS
-        counts = (len(whole) - len(tile) + len(tile) * times) / (share * times)
-        cycles = (whole_cycles - tile_cycles + tile_cycles * times) / (share * times)
-        yield Modelled("prefill", f"edgekit {scheme}, {ROWS} rows", core.name, counts, cycles)
+        cost = _cost(whole, core).plus(tile.times(times - 1))
+        yield cost.modelled("prefill", f"edgekit {scheme}, {ROWS} rows", core, macs * times)
 
 
 def llama(program: Emulated, core: Core) -> Iterator[Modelled]:
     """llama.cpp's kernels that it would run on the core: products of rows, and of interleaved Q4_0."""
-
-    def model(kind: str, function: str, label: str, rows: int) -> Modelled:
-        macs = rows * TILE * DEPTH
-        done = program.calls(program.run(function, str(rows), str(TILE), str(DEPTH)), function, macs)
-        share = macs / 32
-        return Modelled(kind, f"llama.cpp {label}", core.name, len(done) / share, _cycles(done, core) / share)
-
     for name, label in _LLAMA.items():
-        yield model("decode", f"ggml_vec_dot_{name}", f"{label} vec_dot", 1)
+        cost = one_row(program, core, f"ggml_vec_dot_{name}")
+        yield cost.modelled("decode", f"llama.cpp {label} vec_dot", core, OUTPUTS * DEPTH)
     if core is not A72:
         layout = "4x8" if core.has_i8mm else "4x4"
-        yield model("decode", f"ggml_gemv_q4_0_{layout}_q8_0", f"Q4_0 {layout} gemv", 1)
-        yield model("prefill", f"ggml_gemm_q4_0_{layout}_q8_0", f"Q4_0 {layout} gemm", 16)
+        cost = one_row(program, core, f"ggml_gemv_q4_0_{layout}_q8_0")
+        yield cost.modelled("decode", f"llama.cpp Q4_0 {layout} gemv", core, OUTPUTS * DEPTH)
+        kernel, rows = f"ggml_gemm_q4_0_{layout}_q8_0", 16
+        macs = rows * TILE * DEPTH
+        cost = _cost(program.calls(program.run(kernel, str(rows), str(TILE), str(DEPTH)), kernel, macs), core)
+        yield cost.modelled("prefill", f"llama.cpp Q4_0 {layout} gemm", core, macs)
 
 
 def build_ours(work: Path) -> Emulated:
@@ -248,7 +269,7 @@ def tables(rows: list[Modelled]) -> str:
     """Markdown, labelled for what it is."""
     parts = [
         f"Modelled, not measured: a lower bound on cycles (llvm-mca 22, perfect first cache); edgekit {commit()}. "
-        f"Products with {TILE} outputs and k = {DEPTH}, the whole kernel as executed; of a tile, its own part."
+        f"k = {DEPTH}; one row: the whole kernel as executed, {OUTPUTS} outputs; tiles: what they execute themselves."
     ]
     for kind, unit in (("decode", "32 weights, one row"), ("prefill", "32 multiply-adds, several rows")):
         cells = [
