@@ -16,7 +16,7 @@ from typing import Final
 import click
 from evidence import executorch_peer, llama_cpp, models, onnxruntime_peer
 from evidence.machine import facts, load
-from evidence.progress import ToolFailed
+from evidence.progress import ToolFailed, say
 from evidence.samples import Comparison
 from evidence.tables import NoSuchPlace, as_json, comparison_table, replace_place
 
@@ -83,13 +83,17 @@ def main(work: Path, only: tuple[str, ...], threads: int, rounds: int, output: s
     work.mkdir(parents=True, exist_ok=True)
     table: dict[str, object] = facts() | {"threads": threads, "rounds": rounds}
     rows: list[Comparison] = []
+    failed = False
     try:
         peers = models.Peers(work, threads)
         peers.prepare(only)
         table["load_before"] = load()
-        for part in PARTS:
-            if part in only:
-                rows += measure(part, work, threads, rounds, peers)
+        for part in (part for part in PARTS if part in only):
+            try:
+                rows.extend(measure(part, work, threads, rounds, peers))
+            except ToolFailed as error:
+                failed = True
+                say(f"left out: the rest of {part}: {error}")
         table["load_after"] = load()
         made = sections(table, rows)
         if write:
@@ -103,6 +107,8 @@ def main(work: Path, only: tuple[str, ...], threads: int, rounds: int, output: s
         print(as_json(table, rows))
     else:
         print("\n\n".join(f"## {_TITLES[part]}\n\n{text}" for part, text in made.items()))
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

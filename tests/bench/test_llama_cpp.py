@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from evidence.llama_cpp import check_type, read_rows
@@ -17,7 +16,8 @@ def test_rows_are_found_by_test_and_depth_and_the_faster_setting_counts():
     assert read_rows(text) == {("pp256", 0): 10.0, ("tg64", 0): 5.0, ("tg64", 4096): 3.0}
 
 
-def test_a_model_of_another_type_than_its_name_says_is_refused():
-    check_type(printed((0, 1, 0, 1.0, "llama 1B Q2_K - Medium")), Path("1.1b-Q2_K.gguf"))
-    with pytest.raises(ToolFailed, match="was read as llama 256M Q4_0"):
-        check_type(printed((0, 1, 0, 1.0, "llama 256M Q4_0")), Path("135m-Q2_K.gguf"))
+def test_a_model_whose_blocks_are_others_than_were_written_is_refused():
+    text = printed((0, 1, 0, 1.0, "llama 1B Q2_K - Medium"))
+    check_type(text, "1.1b-Q2_K.gguf", "Q2_K")
+    with pytest.raises(ToolFailed, match=r"^1.1b-TQ2_0.gguf was read as llama 1B Q2_K - Medium, not as TQ2_0$"):
+        check_type(text, "1.1b-TQ2_0.gguf", "TQ2_0")

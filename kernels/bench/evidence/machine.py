@@ -12,10 +12,11 @@ ROOT: Final = Path(__file__).parents[3]
 
 
 def commit() -> str:
-    """The commit of this source tree, and whether it was changed since; "unknown" without git."""
+    """The commit of this source tree, and whether more than the results was changed since; "unknown" without git."""
     try:
         name = run(["git", "-C", ROOT, "rev-parse", "--short=10", "HEAD"]).strip()
-        changed = run(["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"]).strip()
+        status = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)kernels/bench/RESULTS.md"]
+        changed = run(["git", "-C", ROOT, *status]).strip()
     except ToolFailed:
         return "unknown"
     return f"{name} with uncommitted changes" if changed else name

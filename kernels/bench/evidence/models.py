@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from evidence import llama_cpp
-from evidence.gguf_models import bytes_per_token
+from evidence.gguf_models import bytes_per_token, used_format
 from evidence.native import Programs, Result
 from evidence.progress import say
 from evidence.samples import Bar, Comparison, alternate
@@ -38,6 +38,7 @@ PAIRS: Final = (
     Pair("1.1b", "q2g64,head=q4g64", "Q2_K", (Bar("ratio", 3.0),), (Bar("ratio", 1.7), Bar("share", 0.85))),
     Pair("1.1b", "t2g128", "TQ2_0", (), (Bar("ratio", 1.8),)),
     Pair("135m", "q4g128", "Q4_0", (Bar("ratio", 2.0),), (Bar("ratio", 1.5),)),
+    Pair("135m", "q2g64,head=q4g64", "Q2_K"),
 )
 BUSY_BAR: Final = Bar("ours", 0.4)
 DEPTH_BAR: Final = Bar("ratio", 1.0)
@@ -70,7 +71,14 @@ class Peers:
     ) -> dict[llama_cpp.Key, float]:
         file = llama_cpp.model(self._work, shape, against)
         return llama_cpp.bench(
-            self._llama, file, prompt=prompt, generated=generated, threads=self._threads, depths=depths, flash=flash
+            self._llama,
+            file,
+            wanted=used_format(against, SHAPES[shape].hidden),
+            prompt=prompt,
+            generated=generated,
+            threads=self._threads,
+            depths=depths,
+            flash=flash,
         )
 
 

@@ -36,7 +36,8 @@ def build(work: Path, triple: str, *targets: str) -> Path:
     say(f"building {', '.join(targets)} for {triple} ...")
     options = [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'kernels' / 'cmake' / 'zig.cmake'}", f"-DEDGEKIT_TRIPLE={triple}"]
     options += [f"-DEDGEKIT_PYTHON_EXE={sys.executable}", "-DEDGEKIT_BENCH=ON", "-DEDGEKIT_RUNNER=ON"]
-    run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options, "-DCMAKE_BUILD_TYPE=Release"])
+    # Fresh: the folder may be that of another tree, which cmake refuses otherwise.
+    run(["cmake", "--fresh", "-G", "Ninja", "-S", ROOT, "-B", folder, *options, "-DCMAKE_BUILD_TYPE=Release"])
     run(["cmake", "--build", folder, "--target", *targets, "-j2"])
     return folder
 
