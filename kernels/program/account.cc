@@ -19,8 +19,6 @@ uint64_t edgekit_session_products(const edgekit_session* session, const edgekit_
 }
 
 uint64_t edgekit_session_attended_bytes(const edgekit_session* session, uint32_t position) {
-  const uint64_t capacity = (session->context + ops::kLanes - 1) / ops::kLanes * ops::kLanes;
-  const uint64_t bytes_per_position = session->cache.bytes() / (capacity * session->program->info.layers);
   uint64_t positions = 0;
   for (size_t i = 0; i < session->program->step_count; ++i) {
     const Step& step = session->program->steps[i];
@@ -29,5 +27,5 @@ uint64_t edgekit_session_attended_bytes(const edgekit_session* session, uint32_t
       positions += step.window > 0 ? std::min(step.window, seen) : seen;
     }
   }
-  return positions * bytes_per_position;
+  return positions * session->cache.position_bytes();
 }

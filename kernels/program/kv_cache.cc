@@ -9,8 +9,6 @@ namespace {
 
 constexpr size_t kCodesUnit = 32;  // of edgekit_quantize_row
 
-size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
 // All of a key or value is one group. Returns its scale.
 float quantize(size_t head_dim, const float* x, int8_t* codes) {
   float scale;

@@ -30,6 +30,8 @@ class KvCache {
 
   edgekit_kv_format format() const { return format_; }
   uint64_t bytes() const { return memory_.bytes(); }
+  // Of one position in one layer, all heads.
+  uint64_t position_bytes() const { return kv_heads_ * position_bytes_; }
   size_t value_stride() const { return value_stride_; }
 
   KvBlock block(size_t layer, size_t head, size_t index) const;

@@ -17,7 +17,7 @@ bool Memory::allocate(uint64_t bytes) {
   if (raw_ == nullptr) {
     return false;
   }
-  data_ = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw_) + kLine - 1) / kLine * kLine);
+  data_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(raw_), kLine));
   bytes_ = bytes;
   return true;
 }

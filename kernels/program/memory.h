@@ -1,10 +1,13 @@
-// Zeroed memory that gives itself back.
+// Zeroed memory that gives itself back, and sizes in it.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
 namespace edgekit {
+
+// The least multiple of `to` that is not below n.
+inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // 64-byte aligned.
 class Memory {

@@ -16,8 +16,6 @@ constexpr uint32_t kDefaultSpinMicroseconds = 50;
 constexpr uint32_t kMostThreads = 256;
 constexpr size_t kLine = 64;
 
-size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-
 uint32_t choose_threads(uint32_t asked, uint32_t advised, uint32_t cpus) {
   if (asked > 0) {
     return asked;
