@@ -520,7 +520,8 @@ def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, 
 
 def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_path):
     (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would be this folder
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-P", "-m", "edgekit", "targets"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "edgekit: interrupted\n")
