@@ -103,9 +103,12 @@ void Session::calibrate(const Model& model, edgekit_session_options* options) {
     return;
   }
   const Calibration found = find_calibration(model, &calibration_doubt_);
+  if (found.decode_threads == 0) {
+    return;
+  }
   const uint32_t cpus = CpuSpeeds::read().count();
   const auto take = [&](uint32_t calibrated, uint32_t* threads, ThreadsFrom* from) {
-    if (*threads == 0 && calibrated > 0) {
+    if (*threads == 0) {
       *threads = std::min(calibrated, cpus);
       *from = ThreadsFrom::kCalibrated;
       options->keep_to_fast_cpus = 1;
