@@ -180,7 +180,7 @@ def measured(target: Target) -> Target:
 def _measured_rate(threads: int, size: Bytes, passes: int) -> Rate:
     rate = read_ceiling(threads, size=size, rounds=passes)
     counted = f"{threads} thread{'s' if threads > 1 else ''}"
-    source = f"{size} read by edgekit on this machine now, {counted}, best of {passes} passes each way"
+    source = f"{size} read by edgekit on this machine now, {counted}, median of {passes} passes, best of four ways"
     return Rate(threads, rate, "measured here", source)
 
 

@@ -116,7 +116,7 @@ def gemm(name: str, scheme: Scheme, activations: Float32, codes: UInt8, scales: 
 
 
 def read_ceiling(threads: int, *, size: Bytes, rounds: int = 3) -> float:
-    """Bytes a second that `threads` threads of this machine read from `size` bytes: best of `rounds` each way."""
+    """Bytes a second that `threads` threads of this machine read from `size` bytes: the median of `rounds` passes."""
     return float(_kernels.read_ceiling(threads, int(size), rounds))
 
 

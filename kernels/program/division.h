@@ -1,8 +1,10 @@
-// How work is divided into the ranges that threads claim in rising order: weighted guided self-scheduling.
+// How work is divided into the ranges that threads claim: weighted guided self-scheduling, each thread at a home of its
+// own first.
 //
-// Each claim takes a part of what is left that corresponds to the speed of the thread's CPU: first long streams of
-// weights for the prefetchers, then ever shorter ones, so that all threads finish together although some are slower than
-// they were thought to be.
+// Every thread has an equal stretch of the items as its home and claims ranges from there in rising order, so that what
+// it reads is one long stream for the prefetchers; when nothing is left there it goes on in the homes of the others. Each
+// claim takes a part of what is left of the home: first long ranges, then ever shorter ones, and shorter from the start
+// on a slow CPU, so that all threads finish together although some are slower than they were thought to be.
 #pragma once
 
 #include <stddef.h>
@@ -20,15 +22,16 @@ struct Range {
   size_t size() const { return end - begin; }
 };
 
-// The speed of one thread, and of all that share the work together; in any unit.
-struct Share {
+// The speed of one thread, and the mean of all that share the work; in any unit.
+struct Pace {
   uint32_t speed = 1;
-  uint32_t of_all = 1;
+  uint32_t mean = 1;
 };
 
 class Division {
  public:
-  // Ranges are multiples of `unit`, which divides `items`, `least` and `most`; the last may be shorter than `least`.
+  // Ranges are multiples of `unit`, which divides `least` and `most`; the last of a home may be shorter than `least`, and
+  // the last of all than `unit`.
   Division(size_t items, size_t unit, size_t least, size_t most)
       : items_(items), unit_(unit), least_(least), most_(most) {}
 
@@ -37,17 +40,22 @@ class Division {
 
   size_t items() const { return items_; }
 
-  // The next range when `taken` items are.
-  Range next(size_t taken, Share share) const {
-    const size_t left = items_ - taken;
-    const size_t fair = size_t(uint64_t(left) * share.speed / (kClaimsOfAll * uint64_t(share.of_all)));
-    return {taken, taken + std::min(left, std::clamp(fair / unit_ * unit_, least_, most_))};
+  // The home of thread `index` of `count`.
+  Range home(size_t index, size_t count) const {
+    const size_t units = (items_ + unit_ - 1) / unit_;
+    return {index * units / count * unit_, std::min(items_, (index + 1) * units / count * unit_)};
+  }
+
+  // The part of `left` that comes first.
+  Range next(Range left, Pace pace) const {
+    const size_t fair = size_t(uint64_t(left.size()) * std::min(pace.speed, pace.mean) / (kPartsOfLeft * pace.mean));
+    return {left.begin, left.begin + std::min(left.size(), std::clamp(fair / unit_ * unit_, least_, most_))};
   }
 
  private:
-  // The threads together claim 1 / kClaimsOfAll of what is left: a thread may be that much slower than it was thought
-  // to be and still be done before the others run out of work.
-  static constexpr uint64_t kClaimsOfAll = 2;
+  // A thread claims 1 / kPartsOfLeft of what is left: it may be that much slower than it was thought to be and still be
+  // done before the others run out of work.
+  static constexpr uint64_t kPartsOfLeft = 2;
 
   size_t items_;
   size_t unit_;

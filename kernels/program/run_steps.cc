@@ -1,5 +1,7 @@
 // The interpreter. All threads walk the same steps; within a phase of a step they claim parts of the work, and the next
 // phase begins when all parts are finished (program/threads.h).
+#include <algorithm>
+
 #include "ops/rope.h"
 #include "program/worker.h"
 
@@ -35,10 +37,10 @@ void keep_to_fast_cpus(edgekit_session* session, unsigned member) {
   }
 }
 
-// What a member is to do of the work of `active`, by the speed of the CPU it runs on now.
-Share share_of(edgekit_session* session, unsigned member, unsigned active) {
+// How fast the CPU is that a member runs on now, beside those of all `active` members.
+Pace pace_of(edgekit_session* session, unsigned member, unsigned active) {
   if (session->speeds.are_equal()) {
-    return {1, active};
+    return {};
   }
   const uint32_t speed = session->speeds.of_current();
   session->scratch[member].speed.store(speed, std::memory_order_relaxed);
@@ -46,7 +48,7 @@ Share share_of(edgekit_session* session, unsigned member, unsigned active) {
   for (unsigned i = 0; i < active; ++i) {
     of_all += session->scratch[i].speed.load(std::memory_order_relaxed);
   }
-  return {speed, of_all};
+  return {speed, std::max(1u, of_all / active)};
 }
 
 void run_step(Worker& worker, const Step& step) {
@@ -79,7 +81,7 @@ void run_steps(edgekit_session* session, unsigned member, uint32_t run) {
   if (!session->job.read(run, &job)) {
     return;
   }
-  Worker worker(*session, job, member, run, share_of(session, member, job.active));
+  Worker worker(*session, job, member, run, pace_of(session, member, job.active));
   for (size_t i = 0; i < worker.program.step_count; ++i) {
     worker.first_phase = i * kPhasesPerStep;
     run_step(worker, worker.program.steps[i]);

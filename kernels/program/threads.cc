@@ -72,30 +72,35 @@ bool Team::spin_until(const Condition& condition) const {
   }
 }
 
-Range Team::claim(uint32_t run, size_t phase, const Division& division, Share share) {
-  std::atomic<uint64_t>& claimed = phases_[phase].claimed;
-  uint64_t seen = claimed.load(std::memory_order_relaxed);
-  for (;;) {
-    if (is_later(run_of(seen), run)) {
-      return {};
-    }
-    const uint32_t taken = run_of(seen) == run ? uint32_t(seen) : 0;
-    if (taken >= division.items()) {
-      return {};
-    }
-    const Range range = division.next(taken, share);
-    // Acquire: what the run works on was set up before its first item could be claimed.
-    if (claimed.compare_exchange_weak(seen, counted(run, uint32_t(range.end)), std::memory_order_acquire,
-                                      std::memory_order_relaxed)) {
-      return range;
+Range Team::claim(uint32_t run, size_t phase, const Division& division, unsigned member, unsigned active, Pace pace) {
+  for (unsigned i = 0; i < active; ++i) {
+    const unsigned at = (member + i) % active;
+    const Range home = division.home(at, active);
+    std::atomic<uint64_t>& claimed = claimed_[phase * home_count_ + at].items;
+    uint64_t seen = claimed.load(std::memory_order_relaxed);
+    for (;;) {
+      if (is_later(run_of(seen), run)) {
+        return {};
+      }
+      const size_t taken = run_of(seen) == run ? uint32_t(seen) : 0;
+      const Range range = division.next({home.begin + taken, home.end}, pace);
+      if (range.size() == 0) {
+        break;
+      }
+      // Acquire: what the run works on was set up before its first item could be claimed.
+      if (claimed.compare_exchange_weak(seen, counted(run, uint32_t(range.end - home.begin)),
+                                        std::memory_order_acquire, std::memory_order_relaxed)) {
+        return range;
+      }
     }
   }
+  return {};
 }
 
 // A sleeper announces itself before it looks at the phase for the last time, and whoever finishes the phase looks for
 // sleepers afterwards; both in one total order, so no wake-up is lost.
 void Team::finish(uint32_t run, size_t phase, size_t done, size_t items) {
-  std::atomic<uint64_t>& finished = phases_[phase].finished;
+  std::atomic<uint64_t>& finished = finished_[phase].items;
   uint64_t seen = finished.load(std::memory_order_relaxed);
   uint32_t now_finished = 0;
   do {
@@ -108,13 +113,13 @@ void Team::finish(uint32_t run, size_t phase, size_t done, size_t items) {
   }
 }
 
-bool Team::is_done(uint32_t run, const Phase& phase, size_t items) const {
-  const uint64_t seen = phase.finished.load(std::memory_order_seq_cst);
+bool Team::is_done(uint32_t run, size_t phase, size_t items) const {
+  const uint64_t seen = finished_[phase].items.load(std::memory_order_seq_cst);
   return is_later(run_of(seen), run) || (run_of(seen) == run && uint32_t(seen) == items);
 }
 
 void Team::await(uint32_t run, size_t phase, size_t items) {
-  const auto done = [&] { return is_done(run, phases_[phase], items); };
+  const auto done = [&] { return is_done(run, phase, items); };
   if (spin_until(done)) {
     return;
   }
@@ -133,8 +138,10 @@ void Team::await(uint32_t run, size_t phase, size_t items) {
 // its phases done before and after: nobody but this thread changes them now.
 void Team::bring_phases_along() {
   for (size_t i = 0; i < phase_count_; ++i) {
-    phases_[i].claimed.store(counted(run_, 0), std::memory_order_relaxed);
-    phases_[i].finished.store(counted(run_, 0), std::memory_order_relaxed);
+    for (size_t home = 0; home < home_count_; ++home) {
+      claimed_[i * home_count_ + home].items.store(counted(run_, 0), std::memory_order_relaxed);
+    }
+    finished_[i].items.store(counted(run_, 0), std::memory_order_relaxed);
   }
 }
 
@@ -182,8 +189,10 @@ bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body
   phase_count_ = phases;
   spin_nanoseconds_ = uint64_t(spin_microseconds) * 1000;
   members_ = new (std::nothrow) Member[count];
-  phases_ = new (std::nothrow) Phase[phases];
-  if (members_ == nullptr || phases_ == nullptr) {
+  home_count_ = count;
+  claimed_ = new (std::nothrow) Count[phases * count];
+  finished_ = new (std::nothrow) Count[phases];
+  if (members_ == nullptr || claimed_ == nullptr || finished_ == nullptr) {
     return false;
   }
   pthread_attr_t attributes;
@@ -208,7 +217,8 @@ Team::~Team() {
     pthread_join(members_[i].thread, nullptr);
   }
   delete[] members_;
-  delete[] phases_;
+  delete[] claimed_;
+  delete[] finished_;
 }
 
 }  // namespace edgekit

@@ -41,8 +41,9 @@ class Team {
   // touch what a run works on before it has claimed a part of it.
   void run(unsigned active);
 
-  // Items of the phase nobody has yet, as many as the division says for this share; empty if there are none.
-  Range claim(uint32_t run, size_t phase, const Division& division, Share share);
+  // Items of the phase nobody has yet, for one of the `active` members of the run: as many as the division says for its
+  // pace, of its own home while there are any. Empty if there are none. All members give the same division and `active`.
+  Range claim(uint32_t run, size_t phase, const Division& division, unsigned member, unsigned active, Pace pace);
 
   // Says that `done` claimed items are finished: all of a member's at once, so that members disturb each other little.
   void finish(uint32_t run, size_t phase, size_t done, size_t items);
@@ -51,10 +52,9 @@ class Team {
   void await(uint32_t run, size_t phase, size_t items);
 
  private:
-  // The upper half is the run a count belongs to, so that no count ever needs to be set back.
-  struct alignas(64) Phase {
-    std::atomic<uint64_t> claimed{0};
-    alignas(64) std::atomic<uint64_t> finished{0};
+  // Items of a phase. The upper half is the run they belong to, so that no count ever needs to be set back.
+  struct alignas(64) Count {
+    std::atomic<uint64_t> items{0};
   };
 
   struct alignas(64) Member {
@@ -67,13 +67,15 @@ class Team {
 
   static void* live(void* member);
   void bring_phases_along();
-  bool is_done(uint32_t run, const Phase& phase, size_t items) const;
+  bool is_done(uint32_t run, size_t phase, size_t items) const;
 
   template <typename Condition>
   bool spin_until(const Condition& condition) const;
 
-  Phase* phases_ = nullptr;
+  Count* claimed_ = nullptr;   // [phases][members], of each home
+  Count* finished_ = nullptr;  // [phases]
   size_t phase_count_ = 0;
+  size_t home_count_ = 0;  // of each phase: as many as members were asked for
   Member* members_ = nullptr;
   Body body_ = nullptr;
   void* context_ = nullptr;

@@ -8,28 +8,29 @@
 namespace edgekit {
 
 struct Worker {
-  Worker(edgekit_session& of, const Job& its_job, unsigned member, uint32_t its_run, Share its_share)
+  Worker(edgekit_session& of, const Job& its_job, unsigned its_number, uint32_t its_run, Pace its_pace)
       : session(of),
         program(*of.program),
         info(of.program->info),
         ops(*of.program->ops),
-        scratch(of.scratch[member]),
+        scratch(of.scratch[its_number]),
         job(its_job),
+        member(its_number),
         run(its_run),
-        share_of_work(its_share) {}
+        pace(its_pace) {}
 
   // Does work(range) for the ranges that this thread gets, and returns when all are finished.
   template <typename Work>
   void share_ranges(size_t phase, const Division& division, const Work& work) {
     if (job.active == 1) {
-      for (Range range; (range = division.next(range.end, {})).size() > 0;) {
+      for (Range range; (range = division.next({range.end, division.items()}, {})).size() > 0;) {
         work(range);
       }
       return;
     }
     Team& team = session.team;
     size_t done = 0;
-    for (Range range; (range = team.claim(run, first_phase + phase, division, share_of_work)).size() > 0;) {
+    for (Range range; (range = claim(phase, division)).size() > 0;) {
       work(range);
       done += range.size();
     }
@@ -37,6 +38,11 @@ struct Worker {
       team.finish(run, first_phase + phase, done, division.items());
     }
     team.await(run, first_phase + phase, division.items());
+  }
+
+  // The next range of a phase for this thread.
+  Range claim(size_t phase, const Division& division) {
+    return session.team.claim(run, first_phase + phase, division, member, job.active, pace);
   }
 
   // Does work(piece) for those of `pieces` that this thread gets, one at a time.
@@ -72,8 +78,9 @@ struct Worker {
   const ops::Ops& ops;
   Scratch& scratch;
   const Job job;
+  const unsigned member;
   const uint32_t run;
-  const Share share_of_work;  // of this thread
+  const Pace pace;
   size_t first_phase = 0;  // of the step at hand
 };
 

@@ -9,7 +9,7 @@ namespace edgekit::gemm {
 namespace {
 
 constexpr size_t kHalves = 2;
-constexpr size_t kAhead = 2048;  // bytes of codes that decode asks for ahead of their use
+constexpr size_t kAhead = 6144;  // bytes of codes that decode asks for ahead of their use, and past the second cache
 
 struct Columns {
   __m256i v[kHalves];
@@ -61,7 +61,7 @@ inline void decode(const edgekit_gemm_args& args) {
       for (size_t g = 0; g < groups; g++) {
         const size_t blocks = smaller(args.group, static_cast<size_t>(end - a)) / kBlock;
         for (size_t line = 0; line < blocks * kBlockBytes; line += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + line), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + line), _MM_HINT_NTA);
         }
         const Columns sums = Sums::of_group(blocks, codes, a, a_sum[g]);
         codes += blocks * kBlockBytes;

@@ -17,7 +17,6 @@ inline __m512i quad7(__m512i b, __m512i c) {
 // Fields are masked where they are: those at bit 3 count 8 times, quads 6 and 7, put at bit 5, 32 times.
 struct Sums {
   static constexpr size_t kBits = 3;
-  static constexpr size_t kAhead = 4096;
   __m512i ones[2] = {};
   __m512i eights[2] = {};
   __m512i high[2] = {};

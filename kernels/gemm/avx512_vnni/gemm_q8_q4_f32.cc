@@ -9,7 +9,6 @@ constexpr int32_t kBias = 8;
 // Both nibbles are masked where they are, so the high one counts 16 times.
 struct Sums {
   static constexpr size_t kBits = 4;
-  static constexpr size_t kAhead = 4096;
   __m512i low[2] = {};
   __m512i high[2] = {};
 

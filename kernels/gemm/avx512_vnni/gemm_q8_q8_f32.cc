@@ -10,7 +10,6 @@ inline __m512i biased(__m512i row) { return _mm512_xor_si512(row, bytes_of(0x80)
 
 struct Sums {
   static constexpr size_t kBits = 8;
-  static constexpr size_t kAhead = 4096;
   __m512i sums[4] = {};
 
   void add(const uint8_t* codes, const int8_t* a) {
