@@ -359,7 +359,7 @@ def test_run_bench_and_eval_keep_keys_and_values_as_they_are_told(bundle):
 
 
 def test_bench_refuses_to_calibrate_with_tests_of_its_own_choice(bundle):
-    for options in (("-t", 2), ("-p", 8), ("-n", 8), ("--kv", "q8"), ("-o", "csv")):
+    for options in (("-t", 2), ("-p", 8), ("-n", 8), ("-r", 5), ("--kv", "q8"), ("-o", "csv")):
         assert "--calibrate chooses its own tests" in run("bench", bundle, "--calibrate", *options, code=2).stderr
 
 

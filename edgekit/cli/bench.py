@@ -20,7 +20,7 @@ _MEMORY = (
     *("weights_bytes", "kv_format", "kv_bytes", "arena_bytes"),
     *("peak_rss_bytes", "anonymous_bytes", "file_backed_bytes"),
 )
-_PREFILL, _GENERATED = 512, 128
+_PREFILL, _GENERATED, _RUNS = 512, 128, 5
 
 
 @click.command
@@ -29,7 +29,7 @@ _PREFILL, _GENERATED = 512, 128
 @click.option("-p", "prompt", metavar="N[,N]", help="Prompt lengths; 0: none. Default: 512, or the context if shorter.")
 @click.option("-n", "generated", metavar="N[,N]", help="Generated lengths; 0: none. Default: 128, or half the context.")
 @click.option("-d", "depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens in the cache before.")
-@click.option("-r", "runs", type=click.IntRange(1), default=5, show_default=True, help="Samples of each test.")
+@click.option("-r", "runs", type=click.IntRange(1), help=f"Samples of each test. Default: {_RUNS}.")
 @click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: as calibrated, or planned.")
 @click.option(
     "--calibrate",
@@ -49,7 +49,7 @@ def command(
     prompt: str | None,
     generated: str | None,
     depth: int,
-    runs: int,
+    runs: int | None,
     threads: str | None,
     calibrate: bool,
     kv: str | None,
@@ -64,8 +64,8 @@ def command(
     """
     opened = open_bundle(bundle)
     if calibrate:
-        if prompt or generated or threads or depth or kv or output not in ("table", "json"):
-            hint = "leave -p, -n, -d, -t and --kv out; -o table or json"
+        if prompt or generated or threads or depth or kv or runs or output not in ("table", "json"):
+            hint = "leave -p, -n, -d, -r, -t and --kv out; -o table or json"
             raise UsageError("--calibrate chooses its own tests", hint=hint)
         _calibrate(opened, device, Seconds(timeout), as_json=as_json or output == "json")
         return
@@ -92,7 +92,7 @@ def command(
             prompts=prompts,
             generated=lengths,
             depth=depth,
-            runs=runs,
+            runs=runs or _RUNS,
             threads=parse_counts(threads, option="-t") if threads else (),
         )
     for text in measurement.warnings:
