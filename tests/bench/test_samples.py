@@ -13,7 +13,12 @@ def test_a_ratio_is_of_the_two_runs_of_a_pair():
 def test_a_bar_is_judged_on_the_median_and_not_on_the_best():
     bars = (Bar("ratio", 2.0), Bar("share", 0.9), Bar("ours", 4.0))
     judged = row((4.0, 9.0, 2.0), (2.0, 9.0, 2.0), bars=bars).verdicts()
-    assert [verdict for _, verdict in judged] == ["NOT met", "not measured", "met"]
+    assert [verdict for _, verdict in judged] == ["NOT met by the median", "not measured", "met by the median"]
+
+
+def test_a_bar_that_every_pair_is_above_or_below_is_met_or_not_without_doubt():
+    assert Bar("ratio", 2.0).judge([2.0, 3.0]) == "met"
+    assert Bar("ratio", 2.0).judge([1.0, 1.9]) == "NOT met"
 
 
 def test_runs_alternate_after_one_of_each_that_does_not_count():

@@ -84,21 +84,23 @@ def open_worker(python: Path, work: Path, product: Product, group: int, threads:
 
 
 def compare(programs: Programs, work: Path, threads: int, rounds: int) -> Iterator[Comparison]:
-    """Every product at every group; nothing but a line on stderr if ExecuTorch cannot be had or cannot run."""
-    try:
-        python = make_environment(work)
-        for product in PRODUCTS:
-            for group in GROUPS:
-                with open_worker(python, work, product, group, threads) as worker:
-                    yield products.compare(
-                        programs,
-                        product,
-                        weights="q4",
-                        group=group,
-                        theirs_name=f"XNNPACK 8da4w, group {group}",
-                        theirs=worker.time,
-                        threads=threads,
-                        rounds=rounds,
-                    )
-    except ToolFailed as error:
-        say(f"left out: ExecuTorch: {str(error).splitlines()[-1]}")
+    """Every product at every group.
+
+    Raises:
+        ToolFailed: ExecuTorch cannot be had, or stops.
+    """
+    python = make_environment(work)
+    for product in PRODUCTS:
+        for group in GROUPS:
+            with open_worker(python, work, product, group, threads) as worker:
+                yield products.compare(
+                    "executorch",
+                    programs,
+                    product,
+                    weights="q4",
+                    group=group,
+                    theirs_name=f"XNNPACK 8da4w, group {group}",
+                    theirs=worker.time,
+                    threads=threads,
+                    rounds=rounds,
+                )

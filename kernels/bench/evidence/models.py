@@ -110,6 +110,7 @@ def speed(peers: Peers, pair: Pair, rounds: int) -> list[Comparison]:
                 theirs=tuple(their_rates),
                 shares=tuple(share for r, rate in zip(ours, rates, strict=True) for share in r.share(rate) if ceilings),
                 their_shares=tuple(rate * their_bytes / c for rate, c in zip(their_rates, ceilings, strict=False)),
+                ceilings=tuple(c / 1e9 for c in ceilings),
                 bars=bars,
             )
         )
@@ -129,7 +130,8 @@ def depth(peers: Peers, rounds: int) -> list[Comparison]:
         rates = peers.theirs("1.1b", "Q4_0", prompt=0, generated=SHORT, depths=(0, DEPTH), flash="0,1")
         return rates[test, DEPTH] / rates[test, 0]
 
-    return [_kept(f"{test} at depth {DEPTH} / at 0", DEPTH_BAR, list(alternate(ours, theirs, rounds, warm=False)))]
+    pairs = list(alternate(ours, theirs, rounds, warm=False))
+    return [_kept("depth", "1.1b", f"{test} at depth {DEPTH} / at 0", DEPTH_BAR, pairs)]
 
 
 def busy(peers: Peers, rounds: int) -> list[Comparison]:
@@ -148,14 +150,14 @@ def busy(peers: Peers, rounds: int) -> list[Comparison]:
         for our_quiet, their_quiet in alternate(ours, theirs, rounds):
             with busy_process():
                 pairs.append((ours() / our_quiet, theirs() / their_quiet))
-        found.append(_kept(f"tg{SHORT} busy / quiet", BUSY_BAR, pairs, shape))
+        found.append(_kept("busy", shape, f"tg{SHORT} busy / quiet", BUSY_BAR, pairs))
     return found
 
 
-def _kept(test: str, bar: Bar, pairs: list[tuple[float, float]], shape: str = "1.1b") -> Comparison:
+def _kept(part: str, shape: str, test: str, bar: Bar, pairs: list[tuple[float, float]]) -> Comparison:
     ours, theirs = zip(*pairs, strict=True)
     return Comparison(
-        part="kept", shape=shape, test=test, ours_name="q4g128", theirs_name="Q4_0", unit="of the speed",
+        part=part, shape=shape, test=test, ours_name="q4g128", theirs_name="Q4_0", unit="of the speed",
         ours=ours, theirs=theirs, bars=(bar,),
     )  # fmt: skip
 

@@ -92,6 +92,7 @@ def compare(programs: Programs, threads: int, rounds: int) -> Iterator[Compariso
         for bits in BITS:
             for block in BLOCKS:
                 yield products.compare(
+                    "onnxruntime",
                     programs,
                     product,
                     weights=f"q{bits}",

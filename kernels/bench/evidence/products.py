@@ -25,6 +25,7 @@ def kernel_for(weights: str, rows: int) -> str:
 
 
 def compare(
+    part: str,
     programs: Programs,
     product: Product,
     *,
@@ -47,7 +48,7 @@ def compare(
         )
     )
     return Comparison(
-        part="products",
+        part=part,
         shape=str(product),
         test=f"{'decode' if product.m == 1 else 'prefill'}, {pairs[0][0].weight_bytes / 1e6:.3g} MB and "
         f"{pairs[0][1].weight_bytes / 1e6:.3g} MB",
@@ -56,7 +57,7 @@ def compare(
         unit="us",
         ours=tuple(a.seconds * 1e6 for a, _ in pairs),
         theirs=tuple(b.seconds * 1e6 for _, b in pairs),
-        our_rates=tuple(a.weight_bytes / a.seconds / 1e9 for a, _ in pairs),
-        their_rates=tuple(b.weight_bytes / b.seconds / 1e9 for _, b in pairs),
+        our_rates=tuple(a.weight_bytes / a.seconds / 1e9 for a, _ in pairs if product.m == 1),
+        their_rates=tuple(b.weight_bytes / b.seconds / 1e9 for _, b in pairs if product.m == 1),
         higher_is_better=False,
     )

@@ -26,16 +26,20 @@ class Bar:
     of: str  # "ratio", "ours" or "share"
     value: float
 
-    def judge(self, figure: float) -> str:
-        return "met" if figure >= self.value else "NOT met"
+    def judge(self, figures: Sequence[float]) -> str:
+        """By the median, and whether all pairs agree."""
+        met = statistics.median(figures) >= self.value
+        agreed = all((figure >= self.value) == met for figure in figures)
+        return f"{'met' if met else 'NOT met'}{'' if agreed else ' by the median'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One row: samples of ours and theirs, pair by pair, and what they are held against.
 
-    `shares`: how much of the read ceiling of the same run ours read. `higher_is_better` is false for times, whose
-    ratio is theirs over ours. `our_rates`, `their_rates`: GB of weights a second.
+    `part`: of the command that took them. `shares`: how much of the read ceiling of the same run, `ceilings` in GB/s,
+    ours read. `higher_is_better` is false for times, whose ratio is theirs over ours. `our_rates`, `their_rates`: GB of
+    weights a second.
     """
 
     part: str
@@ -48,6 +52,7 @@ class Comparison:
     theirs: tuple[float, ...]
     shares: tuple[float, ...] = ()
     their_shares: tuple[float, ...] = ()
+    ceilings: tuple[float, ...] = ()
     our_rates: tuple[float, ...] = ()
     their_rates: tuple[float, ...] = ()
     bars: tuple[Bar, ...] = ()
@@ -62,11 +67,8 @@ class Comparison:
         return {"ratio": self.ratios, "ours": self.ours, "share": self.shares}[of]
 
     def verdicts(self) -> list[tuple[Bar, str]]:
-        """Each bar with "met" or "NOT met", judged on the median; "not measured" where there are no samples."""
-        return [
-            (bar, bar.judge(statistics.median(figures)) if (figures := self.figures(bar.of)) else "not measured")
-            for bar in self.bars
-        ]
+        """Each bar with its judgement; "not measured" where there are no samples."""
+        return [(bar, bar.judge(figures) if (figures := self.figures(bar.of)) else "not measured") for bar in self.bars]
 
 
 def spread(samples: Sequence[float]) -> str:

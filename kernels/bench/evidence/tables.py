@@ -21,14 +21,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     has_rates = any(row.our_rates for row in comparisons)
     has_bars = any(row.bars for row in comparisons)
     headings = ["shape", "test", "edgekit", "peer", "unit", "edgekit's", "peer's", "ratio"]
-    headings += ["share of the ceiling", "peer's share"] if has_share else []
+    headings += ["ceiling, GB/s", "share of it", "peer's share"] if has_share else []
     headings += ["edgekit's GB/s", "peer's GB/s"] if has_rates else []
     headings += ["bar"] if has_bars else []
     rows = []
     for row in comparisons:
         cells = [row.shape, row.test, row.ours_name, row.theirs_name, row.unit]
         cells += [spread(row.ours), spread(row.theirs), spread(row.ratios)]
-        cells += [spread(row.shares), spread(row.their_shares)] if has_share else []
+        cells += [spread(row.ceilings), spread(row.shares), spread(row.their_shares)] if has_share else []
         cells += [spread(row.our_rates), spread(row.their_rates)] if has_rates else []
         bars = [f"{_NAMES[bar.of]} >= {bar.value:g}: {verdict}" for bar, verdict in row.verdicts()]
         cells += ["; ".join(bars) or "-"] if has_bars else []
