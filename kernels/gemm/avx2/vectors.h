@@ -9,7 +9,9 @@ namespace edgekit::gemm {
 namespace {
 
 constexpr size_t kHalves = 2;
-constexpr size_t kAhead = 6144;  // bytes of codes that decode asks for ahead of their use, and past the second cache
+// Bytes of codes that decode asks for ahead of their use, and past the second cache. On Zen 5, two threads, 1.1 B: 1.08
+// (q4) and 1.03 (q2) times the tokens of 2048 bytes into all caches.
+constexpr size_t kAhead = 6144;
 
 struct Columns {
   __m256i v[kHalves];
