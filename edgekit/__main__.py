@@ -1,8 +1,11 @@
 """`edgekit`, and `python -m edgekit`: the command line, which may be interrupted from the first moment on."""
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from edgekit.errors import INTERRUPTED, TargetMissing
 
@@ -12,14 +15,22 @@ hint: install it (pip install .), then run `edgekit`, or `python -P -m edgekit`,
 """
 
 
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    # Not an exception: raised while a compiled module is imported, it would come out as another one, or not at all.
+    os.write(sys.stderr.fileno(), b"edgekit: interrupted\n")
+    os._exit(INTERRUPTED)
+
+
 def main() -> None:
     """Imports and runs the command line. Importing takes a second or two, in which nothing is there to clean up."""
+    signal.signal(signal.SIGINT, _end_at_once)
     if importlib.util.find_spec("edgekit._kernels") is None:
         sys.stderr.write(_NOT_INSTALLED)
         sys.exit(TargetMissing.exit_code)
     try:
         from edgekit.cli import main as command_line
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         command_line(prog_name="edgekit")
     except KeyboardInterrupt:
         sys.stderr.write("edgekit: interrupted\n")

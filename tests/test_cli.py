@@ -18,7 +18,8 @@ from click.testing import CliRunner
 import edgekit
 from edgekit.cli import main
 from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_json, show_pairs, show_table
-from edgekit.errors import UsageError
+from edgekit.device import open_device
+from edgekit.errors import TargetMissing, UsageError
 from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
 
@@ -349,6 +350,19 @@ def test_bench_calibrates_and_the_bundle_remembers(bundle, tmp_path):
     run("verify", copy)
 
 
+def test_compile_says_when_the_program_of_the_board_was_not_run(model, tmp_path, monkeypatch):
+    def only_local(name):
+        if name != "local":
+            raise TargetMissing("there is no emulator")
+        return open_device(name)
+
+    monkeypatch.setattr("edgekit.selftest.open_device", only_local)
+    done = run("compile", model, "--target", "rpi5", "-o", tmp_path / "bundle")
+    assert "the program for rpi5 was not run" in done.stderr
+    assert "qemu-user-static" in done.stderr
+    assert "was not run" not in run("compile", model, "--target", "host", "-o", tmp_path / "host").stderr
+
+
 def test_run_bench_and_eval_keep_keys_and_values_as_they_are_told(bundle):
     for kv in ("f16", "q8"):
         found = json.loads(run("run", bundle, "-p", "a", "-n", 2, "--kv", kv, "--json").stdout)
@@ -501,7 +515,7 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
     assert done.exit_code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, tmp_path, number):
     environment = os.environ | {"EDGEKIT_CACHE": str(tmp_path / "cache")}
     command = [*COMMAND_LINE, "compile", str(model), "--target", "host", "-o", str(tmp_path / "out")]
@@ -519,7 +533,8 @@ def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, 
 
 
 def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_path):
-    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "click.py").write_text(interrupt)
     path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]  # an empty entry would be this folder
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-P", "-m", "edgekit", "targets"]

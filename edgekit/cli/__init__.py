@@ -48,7 +48,7 @@ class Commands(click.Group):
     def _exit_code(
         self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: Mapping[str, Any]
     ) -> int:
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -68,7 +68,8 @@ class Commands(click.Group):
         except MemoryError:
             return _refuse(DoesNotFit("edgekit ran out of memory", hint="close programs, or use a larger machine"))
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

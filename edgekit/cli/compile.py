@@ -14,6 +14,7 @@ from edgekit.forecast import Forecast
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
 from edgekit.scheme import find_recipe
+from edgekit.target import HOST, load_target
 from edgekit.units import Bytes, rounded
 
 
@@ -77,6 +78,13 @@ def command(
         show_pairs(_pairs(outcome))
         if explained:
             show_choices(outcome.explained)
+    if (
+        engine == "native"
+        and outcome.agreement.ran_on == "local"
+        and load_target(target).triple != load_target(HOST).triple
+    ):
+        hint = "apt install qemu-user-static and compile again, or run the bundle on the board"
+        warn(f"the program for {target} was not run: its model was, by this machine's program ({hint})")
     if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
         warn(f"the model is {verdict}: a recipe with more bits keeps more of it")
 

@@ -32,8 +32,10 @@ from edgekit.units import Seconds
     help="Divides the logits of tokens seen before; 1: off.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the random choice.")
-@click.option("--threads", type=click.IntRange(1), help="Default: what the plan advises for the target.")
-@click.option("--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache.")
+@click.option("--threads", type=click.IntRange(1), help="Default: as calibrated, or planned.")
+@click.option(
+    "--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache. Default: the bundle's."
+)
 @_options.kv
 @click.option("--chat", is_flag=True, help="TEXT is a message to the model, put into its chat template.")
 @click.option("--stats", is_flag=True, help="Show how fast it was on stderr, and what is doubtful about that.")

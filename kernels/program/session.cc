@@ -11,7 +11,6 @@
 namespace edgekit {
 namespace {
 
-constexpr uint32_t kDefaultContext = 2048;
 constexpr uint32_t kDefaultSpinMicroseconds = 50;
 constexpr uint32_t kMostThreads = 256;
 constexpr size_t kLine = 64;
@@ -145,7 +144,7 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
   if (unsigned(options.kv_format) > EDGEKIT_KV_Q8) {
     return refuse(error, EDGEKIT_BAD_ARGUMENT, "there is no cache format %u", unsigned(options.kv_format));
   }
-  session->context = options.context > 0 ? options.context : std::min(info.context, kDefaultContext);
+  session->context = options.context > 0 ? options.context : info.context;
   session->decode_threads = choose_threads(options.decode_threads, info.decode_threads, session->speeds.count());
   session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads, session->speeds.count());
   session->keeps_to_fast_cpus = options.keep_to_fast_cpus != 0 && !session->speeds.are_equal();

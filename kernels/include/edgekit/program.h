@@ -84,7 +84,7 @@ int edgekit_program_fell_back(const edgekit_program* program);
 edgekit_status edgekit_verify_weights(const edgekit_program* program, edgekit_error* error);
 
 typedef struct edgekit_session_options {
-  uint32_t context;          // positions of KV cache; 0: the smaller of the model's context and 2048
+  uint32_t context;          // positions of KV cache; 0: the program's context
   uint32_t decode_threads;   // 0: what the plan advises, at most the CPUs online
   uint32_t prefill_threads;  // 0: the same
   uint32_t spin_microseconds;  // wait actively so long at a barrier before sleeping; UINT32_MAX: 50
