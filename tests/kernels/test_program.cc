@@ -169,6 +169,16 @@ TEST(a_session_keeps_keys_and_values_as_it_is_told) {
   CHECK(edgekit_session_create(half.program.get(), &options, &made, &error) == EDGEKIT_BAD_ARGUMENT && made == nullptr);
 }
 
+TEST(a_session_has_the_context_it_is_told_or_the_programs) {
+  ModelShape shape = float_shape();
+  shape.context = 4096;
+  const Model model(shape);
+  // 2 layers * 2 heads, of each position a key and a value of 16 halves.
+  constexpr uint64_t kBytes = 2 * 2 * 2 * 16 * 2;
+  CHECK(edgekit_session_memory(start(model.program, 1, 0).get()).kv_bytes == kBytes * 4096);
+  CHECK(edgekit_session_memory(start(model.program, 1, 1024).get()).kv_bytes == kBytes * 1024);
+}
+
 TEST(a_window_hides_what_is_behind_it) {
   ModelShape shape = float_shape();
   shape.window = 20;
