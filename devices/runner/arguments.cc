@@ -33,6 +33,8 @@ uint64_t parse_whole(const std::string& name, const std::string& text, uint64_t 
 
 }  // namespace
 
+bool asks_for_help(const std::string& word) { return word == "-h" || word == "--help"; }
+
 Arguments::Arguments(int count, char** words, std::initializer_list<Option> known) {
   for (int i = 0; i < count; ++i) {
     const std::string word = words[i];
@@ -42,6 +44,9 @@ Arguments::Arguments(int count, char** words, std::initializer_list<Option> know
       }
       file_ = word;
       continue;
+    }
+    if (asks_for_help(word)) {
+      throw HelpAsked{};
     }
     const Option* found = nullptr;
     for (const Option& option : known) {

@@ -16,9 +16,14 @@ struct Option {
   Takes takes = Takes::kValue;
 };
 
+// Thrown where an option is -h or --help.
+struct HelpAsked {};
+
+bool asks_for_help(const std::string& word);
+
 class Arguments {
  public:
-  // Throws Failure for an option that is not in `known`, a missing value, or a second file.
+  // Throws Failure for an option that is not in `known`, a missing value, or a second file; HelpAsked.
   Arguments(int count, char** words, std::initializer_list<Option> known);
 
   // The one positional argument; Failure if absent.

@@ -3,43 +3,15 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstring>
 #include <exception>
 #include <new>
+#include <string>
 
 #include "failure.h"
 #include "verbs.h"
 
 namespace edgekit::runner {
 namespace {
-
-constexpr char kUsageText[] =
-    "edgekit-run generate MODEL (--prompt TEXT | --prompt-file FILE | --tokens 1,2,3) [-n 128] [--temperature 0.8]\n"
-    "                     [--top-k 40] [--top-p 0.95] [--repetition-penalty 1] [--seed 0] [--raw] [--threads N]\n"
-    "                     [--prefill-threads N] [--context N] [--kv f16|q8] [--json FILE]\n"
-    "edgekit-run bench MODEL [-p 512] [-n 128] [-d 0] [-r 5] [-t 1,2] [--kv f16|q8] [--json FILE]\n"
-    "edgekit-run calibrate MODEL [--json FILE]\n"
-    "edgekit-run probe MODEL [--probe FILE] [--threads N] [--prefill-threads N] [--context N] [--kv f16|q8]\n"
-    "                     [--json FILE]\n"
-    "edgekit-run logits MODEL --token-file FILE --out FILE [--chunk N] [--start N] [--threads N]\n"
-    "                     [--prefill-threads N] [--context N] [--kv f16|q8]\n"
-    "edgekit-run tokenize MODEL [--raw] < text\n"
-    "edgekit-run detokenize MODEL < ids\n"
-    "edgekit-run info MODEL [--json]\n"
-    "edgekit-run verify MODEL\n"
-    "edgekit-run cpu [--json]\n"
-    "FILE may be - for standard output.\n";
-
-struct Verb {
-  const char* name;
-  void (*run)(int count, char** words);
-};
-
-constexpr Verb kVerbs[] = {
-    {"generate", generate}, {"bench", bench},       {"calibrate", calibrate},   {"probe", probe},
-    {"logits", logits},     {"tokenize", tokenize}, {"detokenize", detokenize}, {"info", info},
-    {"verify", verify},     {"cpu", cpu},
-};
 
 // The first Ctrl-C ends the work between two tokens, the second ends the program.
 void note_interrupt(int) {
@@ -64,24 +36,6 @@ int report(const Failure& failure) {
   return failure.exit_code;
 }
 
-void run_verb(int count, char** words) {
-  for (const Verb& verb : kVerbs) {
-    if (count > 1 && std::strcmp(words[1], verb.name) == 0) {
-      return verb.run(count - 2, words + 2);
-    }
-  }
-  if (count > 1 && (std::strcmp(words[1], "--help") == 0 || std::strcmp(words[1], "-h") == 0)) {
-    std::fputs(kUsageText, stdout);
-    return;
-  }
-  std::string names;
-  for (const Verb& verb : kVerbs) {
-    names += std::string(names.empty() ? "" : ", ") + verb.name;
-  }
-  throw Failure{kUsage, count > 1 ? "there is no verb '" + std::string(words[1]) + "'" : "nothing to do is given",
-                "one of: " + names + "; edgekit-run --help shows their options"};
-}
-
 }  // namespace
 
 }  // namespace edgekit::runner
@@ -91,7 +45,7 @@ int main(int count, char** words) {
   signal(SIGINT, note_interrupt);
   signal(SIGBUS, end_on_unreadable_file);
   try {
-    run_verb(count, words);
+    run_verb(count - 1, words + 1);
     return std::fflush(stdout) == 0 ? 0 : report({kUsage, "the output cannot be written", "is the disk full?"});
   } catch (const Failure& failure) {
     return report(failure);

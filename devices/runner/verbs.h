@@ -1,4 +1,4 @@
-// What edgekit-run can be told to do. Each gets the words after the verb and throws Failure.
+// What edgekit-run can be told to do. Each verb gets the words after it and throws Failure, or HelpAsked.
 #pragma once
 
 namespace edgekit::runner {
@@ -13,5 +13,8 @@ void detokenize(int count, char** words);
 void info(int count, char** words);
 void verify(int count, char** words);
 void cpu(int count, char** words);
+
+// Does what the words of the command line say, the program's name not among them, or shows what they may be.
+void run_verb(int count, char** words);
 
 }  // namespace edgekit::runner

@@ -204,17 +204,22 @@ TEST(generate_ends_when_the_context_is_full_and_says_so) {
   CHECK_THAT(tokens == 5, "%zu", tokens);
 }
 
-// What the verb writes to stderr.
-std::string errors_of(Folder* folder, Verb verb, const std::vector<std::string>& words) {
-  const std::string path = folder->name("errors");
-  std::fflush(stderr);
-  const int kept = dup(STDERR_FILENO);
-  if (kept < 0 || std::freopen(path.c_str(), "w", stderr) == nullptr) std::abort();
-  CHECK(run(verb, words).exit_code == 0);
-  std::fflush(stderr);
-  dup2(kept, STDERR_FILENO);
+// What `work` writes to stdout or stderr.
+std::string written_to(std::FILE* stream, Folder* folder, const std::function<void()>& work) {
+  const std::string path = folder->name("written");
+  const int number = fileno(stream);
+  std::fflush(stream);
+  const int kept = dup(number);
+  if (kept < 0 || std::freopen(path.c_str(), "w", stream) == nullptr) std::abort();
+  work();
+  std::fflush(stream);
+  dup2(kept, number);
   close(kept);
   return read_file(path);
+}
+
+std::string errors_of(Folder* folder, Verb verb, const std::vector<std::string>& words) {
+  return written_to(stderr, folder, [&] { CHECK(run(verb, words).exit_code == 0); });
 }
 
 TEST(warnings_are_printed_where_no_report_carries_them) {
@@ -305,6 +310,26 @@ TEST(what_cannot_be_run_is_refused_with_a_sentence) {
   const std::string odd = files.folder.write("odd", "12345", 5);
   const std::string no_list = "'" + odd + "' is not a list of tokens";
   refuses(runner::logits, {model, "--token-file", odd, "--out", files.json}, 2, no_list);
+}
+
+TEST(help_is_of_every_verb_or_of_one) {
+  Files files;
+  const auto help_of = [&](const std::vector<std::string>& words) {
+    return written_to(stdout, &files.folder, [&] { CHECK(run(runner::run_verb, words).exit_code == 0); });
+  };
+  const std::string all = help_of({"--help"});
+  CHECK(all == help_of({"-h"}) && has(all, "FILE may be - for standard output.\n"));
+  for (const char* name : {"generate", "bench", "calibrate", "probe", "logits", "tokenize", "detokenize", "info",
+                           "verify", "cpu"}) {
+    const std::string one = help_of({name, "--help"});
+    CHECK_THAT(one.find("edgekit-run " + std::string(name)) == 0 && has(all, one), "%s", one.c_str());
+    CHECK(help_of({name, files.model, "-h"}) == one);
+  }
+  CHECK(!has(help_of({"bench", "-h"}), "generate"));
+  // The value of an option asks for nothing.
+  CHECK(run(runner::run_verb, {"generate", files.model, "--prompt", "-h"}).message == "this model has no tokenizer");
+  CHECK(run(runner::run_verb, {"fly"}).message == "there is no verb 'fly'");
+  CHECK(run(runner::run_verb, {}).message == "nothing to do is given");
 }
 
 TEST(a_damaged_model_is_refused_with_7_and_damaged_weights_by_verify) {
