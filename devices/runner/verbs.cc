@@ -1,10 +1,12 @@
 #include "verbs.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "arguments.h"
+#include "edgekit/cpu.h"
 #include "failure.h"
 
 namespace edgekit::runner {
@@ -41,6 +43,19 @@ constexpr Verb kVerbs[] = {
 
 constexpr char kAboutFiles[] = "FILE may be - for standard output.\n";
 
+// The library takes an unknown word for none; a person who writes one does not want that.
+void check_isa() {
+  const char* isa = std::getenv("EDGEKIT_ISA");
+  if (isa == nullptr || *isa == '\0' || edgekit_isa_features(isa) != UINT64_MAX) {
+    return;
+  }
+  std::string words;
+  for (size_t i = 0; edgekit_isa_word(i) != nullptr; ++i) {
+    words += std::string(words.empty() ? "" : ", ") + edgekit_isa_word(i);
+  }
+  throw Failure{kUsage, "EDGEKIT_ISA is '" + std::string(isa) + "'", "one of: " + words};
+}
+
 }  // namespace
 
 void run_verb(int count, char** words) {
@@ -55,6 +70,7 @@ void run_verb(int count, char** words) {
   for (const Verb& verb : kVerbs) {
     if (count > 0 && std::strcmp(words[0], verb.name) == 0) {
       try {
+        check_isa();
         return verb.run(count - 1, words + 1);
       } catch (const HelpAsked&) {
         std::fputs(verb.usage, stdout);

@@ -100,6 +100,10 @@ uint64_t edgekit_isa_features(const char* isa) {
   return UINT64_MAX;
 }
 
+const char* edgekit_isa_word(size_t index) {
+  return index < sizeof kIsas / sizeof *kIsas ? kIsas[index].word : nullptr;
+}
+
 const char* edgekit_isa_name(uint64_t features) {
   for (const Isa& known : kIsas) {
     if ((features & known.features) == known.features) return known.word;

@@ -16,6 +16,16 @@ TEST(an_isa_word_stands_for_everything_it_builds_on) {
 
 TEST(an_unknown_isa_word_has_no_features_to_give) { CHECK(edgekit_isa_features("sse9") == UINT64_MAX); }
 
+TEST(every_isa_word_is_listed_and_known) {
+  size_t count = 0;
+  for (; edgekit_isa_word(count) != nullptr; count++) {
+    const uint64_t features = edgekit_isa_features(edgekit_isa_word(count));
+    CHECK(std::strcmp(edgekit_isa_name(features), edgekit_isa_word(count)) == 0);
+  }
+  CHECK(count == 7);
+  CHECK(edgekit_isa_word(count + 1) == nullptr);
+}
+
 TEST(the_name_of_a_set_of_features_is_the_best_word_in_it) {
   CHECK(std::strcmp(edgekit_isa_name(0), "scalar") == 0);
   CHECK(std::strcmp(edgekit_isa_name(EDGEKIT_CPU_NEON), "neon") == 0);

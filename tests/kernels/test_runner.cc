@@ -332,6 +332,21 @@ TEST(help_is_of_every_verb_or_of_one) {
   CHECK(run(runner::run_verb, {}).message == "nothing to do is given");
 }
 
+TEST(an_unknown_word_in_the_environment_is_refused_with_those_that_are_known) {
+  const char* given = std::getenv("EDGEKIT_ISA");
+  const std::string kept = given == nullptr ? "" : given;
+  Files files;
+  setenv("EDGEKIT_ISA", "avx3", 1);
+  const Failure failure = run(runner::run_verb, {"verify", files.model});
+  CHECK(failure.exit_code == 2 && failure.message == "EDGEKIT_ISA is 'avx3'");
+  CHECK(failure.hint == "one of: avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod, neon, scalar");
+  for (const char* word : {"scalar", "neon_i8mm", "avx2", ""}) {
+    setenv("EDGEKIT_ISA", word, 1);
+    CHECK_THAT(run(runner::run_verb, {"verify", files.model}).exit_code == 0, "%s", word);
+  }
+  setenv("EDGEKIT_ISA", kept.c_str(), 1);
+}
+
 TEST(a_damaged_model_is_refused_with_7_and_damaged_weights_by_verify) {
   Files files;
   CHECK(run(runner::verify, {files.model}).exit_code == 0);

@@ -1,6 +1,7 @@
 // What this CPU has. Bits are stored in program files: a bit never changes its meaning.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -22,6 +23,9 @@ uint64_t edgekit_cpu_features(void);
 
 // The features that an ISA word stands for ("neon_dotprod" -> NEON | DOTPROD), or UINT64_MAX for an unknown word.
 uint64_t edgekit_isa_features(const char* isa);
+
+// The ISA words, best first within an architecture; null for an index beyond the last.
+const char* edgekit_isa_word(size_t index);
 
 // The best ISA word for a set of features; "scalar" if none.
 const char* edgekit_isa_name(uint64_t features);
