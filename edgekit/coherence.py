@@ -7,8 +7,9 @@ perplexity. rep-4 after Welleck et al., "Neural Text Generation with Unlikelihoo
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from operator import ge, le, lt
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +61,8 @@ class Coherence:
     @property
     def verdict(self) -> str:
         """*coherent*, *degraded* or *collapsed*."""
-        drifted = (self.perplexity, self.kld_mean, self.same_top, self.rep4)
-        if not all(map(math.isfinite, drifted)) or self.kld_mean > 2 or self.same_top < 0.40:
-            return "collapsed"
-        close = self.kld_mean < 0.5 and self.same_top >= 0.70
-        calm = self.rep4 <= 1.5 * self.reference_rep4 and self.perplexity < 2 * self.reference_perplexity
-        return "coherent" if close and calm else "degraded"
+        figures = asdict(self)
+        return next((verdict for verdict in VERDICTS[:-1] if not _missed(figures, verdict)), VERDICTS[-1])
 
     def as_json(self) -> dict[str, float | int | str]:
         """The `coherence` part of a measurement."""
@@ -80,6 +77,42 @@ class Coherence:
             "reference_rep4": self.reference_rep4,
             "verdict": self.verdict,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A figure's limit, or how many times the figure `of` that limit is; `miss` says how the figure misses it."""
+
+    name: str
+    miss: str
+    limit: float
+    of: str = ""
+
+
+# What a verdict demands besides finite figures; the runner judges by the same (devices/runner/probe.cc).
+_BOUNDS: Final[Mapping[str, Sequence[_Bound]]] = {
+    "coherent": (
+        _Bound("kld_mean", ">=", 0.5),
+        _Bound("same_top", "<", 0.7),
+        _Bound("rep4", ">", 1.5, of="reference_rep4"),
+        _Bound("perplexity", ">=", 2, of="reference_perplexity"),
+    ),
+    "degraded": (_Bound("kld_mean", ">", 2), _Bound("same_top", "<", 0.4)),
+}
+_KEEPS: Final[Mapping[str, Callable[[float, float], bool]]] = {">=": lt, ">": le, "<": ge}
+
+
+def _missed(figures: Mapping[str, Any], verdict: str) -> list[str]:
+    """What keeps figures from being of `verdict` or better. Those that are absent keep them from nothing."""
+    values = {name: value if isinstance(value, float | int) else math.nan for name, value in figures.items()}
+    judged = {bound.name: None for bounds in _BOUNDS.values() for bound in bounds}
+    missed = [f"{name} is not a finite number" for name in judged if not math.isfinite(values.get(name, 0))]
+    for bound in _BOUNDS[verdict]:
+        value, unit = values.get(bound.name, math.nan), values.get(bound.of) if bound.of else 1
+        if math.isfinite(value) and unit is not None and not _KEEPS[bound.miss](value, bound.limit * unit):
+            times = f" x {bound.of} {rounded(unit)}" if bound.of else ""
+            missed.append(f"{bound.name} {rounded(value)} {bound.miss} {bound.limit:g}{times}")
+    return missed
 
 
 class Tally:
@@ -138,9 +171,10 @@ def check_gate(figures: Mapping[str, Any], gate: str | None) -> None:
     verdict = figures.get("verdict")
     if gate is None or (verdict in VERDICTS and VERDICTS.index(verdict) <= VERDICTS.index(gate)):
         return
-    told = ", ".join(f"{name} {rounded(value)}" for name, value in figures.items() if isinstance(value, float))
+    missed = _missed(figures, gate)
+    told = f": {', '.join(missed)}" if missed else ""
     raise GateFailed(
-        f"the model is {verdict} and --gate asks for {gate}: {told}", hint="a recipe with more bits keeps more of it"
+        f"the model is {verdict} and --gate asks for {gate}{told}", hint="a recipe with more bits keeps more of it"
     )
 
 

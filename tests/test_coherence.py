@@ -220,7 +220,27 @@ def test_a_gate_lets_its_verdict_and_better_ones_pass(verdict, gate):
         return
     with pytest.raises(GateFailed, match=f"the model is {verdict} and --gate asks for {gate}") as caught:
         check_gate(figures, gate)
-    assert caught.value.message.endswith(": kld_mean 0.5123, same_top 0.25")
+    missed = {"coherent": ": kld_mean 0.5123 >= 0.5, same_top 0.25 < 0.7", "degraded": ": same_top 0.25 < 0.4"}
+    assert caught.value.message.endswith(missed[gate])
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({"same_top": 0.69}, "same_top 0.69 < 0.7"),
+        ({"kld_mean": 0.5}, "kld_mean 0.5 >= 0.5"),
+        ({"rep4": 0.31}, "rep4 0.31 > 1.5 x reference_rep4 0.2"),
+        ({"perplexity": 20}, "perplexity 20 >= 2 x reference_perplexity 10"),
+        ({"perplexity": None}, "perplexity is not a finite number"),
+        ({"rep4": 0.3, "kld_mean": 2.5, "same_top": 0.3}, "kld_mean 2.5 >= 0.5, same_top 0.3 < 0.7"),
+    ],
+)
+def test_a_failed_gate_names_the_bounds_that_were_missed_and_no_others(changed, missed):
+    kept = {"perplexity": 12.0, "reference_perplexity": 10.0, "kld_mean": 0.1, "same_top": 0.9}
+    figures = {**kept, "rep4": 0.2, "reference_rep4": 0.2, **changed, "verdict": "collapsed"}
+    with pytest.raises(GateFailed) as caught:
+        check_gate(figures, "coherent")
+    assert caught.value.message == f"the model is collapsed and --gate asks for coherent: {missed}"
 
 
 @pytest.mark.parametrize("figures", [{}, {"verdict": "splendid"}])
