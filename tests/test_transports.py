@@ -84,8 +84,14 @@ def test_an_interrupt_ends_the_program(local, tmp_path):
 def test_a_file_that_cannot_be_executed_is_refused_in_a_sentence(local, tmp_path):
     (tmp_path / "text").write_text("not a program")
     local.put(tmp_path / "text", "text")
-    with pytest.raises(DeviceUnavailable, match=r"cannot start text: Permission denied"):
+    with pytest.raises(DeviceUnavailable, match=r"cannot start text: Permission denied") as caught:
         local.run(["text"], timeout=Seconds(5))
+    assert caught.value.hint == f"chmod +x {tmp_path}/text"
+    (tmp_path / "text").write_bytes(b"\x7fELF")
+    (tmp_path / "text").chmod(0o755)
+    with pytest.raises(DeviceUnavailable, match=r"cannot start text: Exec format error") as caught:
+        local.run(["text"], timeout=Seconds(5))
+    assert caught.value.hint == ""
 
 
 def test_a_folder_put_on_the_device_can_be_read_there(local, tmp_path):

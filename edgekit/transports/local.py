@@ -3,6 +3,7 @@
 import os
 import platform
 import selectors
+import shlex
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,7 @@ class Local:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise DeviceUnavailable(f"cannot start {argv[0]}: {error.strerror}") from error
+                raise DeviceUnavailable(f"cannot start {argv[0]}: {error.strerror}", hint=_hint(program)) from error
         with process:
             try:
                 stdout, stderr = _collect(process, argv[0], began + timeout, timeout, on_stdout)
@@ -102,6 +103,12 @@ class Local:
 
     def _path(self, remote: str) -> Path:
         return Path(self._folder.name) / checked_remote(remote)
+
+
+def _hint(program: str) -> str:
+    """What makes `program` one that may be run, if its mode is what keeps it from that."""
+    file = Path(program).resolve()
+    return f"chmod +x {shlex.quote(str(file))}" if file.is_file() and not file.stat().st_mode & 0o111 else ""
 
 
 def connect(address: str) -> Local:
