@@ -22,6 +22,10 @@ from edgekit.units import Bytes
 
 REPORT_LIMIT = Bytes(8 << 20)
 MESSAGE_LIMIT = 400
+# Of a report's whole numbers: what 64 bits with a sign hold. Python's have no end, and no float for the largest.
+_MOST = 2**63 - 1
+_SAMPLE_SECONDS = (1e-9, 1e9)
+_MOST_COUNT = 2**32 - 1
 # What a row of bench has when it decoded, and its device has time and memory to measure.
 ROW_RATES = ("bytes_per_token", "bytes_per_second", "fraction_of_read_ceiling")
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
@@ -66,12 +70,28 @@ def parse_report(data: bytes) -> dict[str, Any]:
     if len(data) > REPORT_LIMIT:
         raise DeviceUnavailable(f"the device's report takes {Bytes(len(data))}, at most {REPORT_LIMIT} are read")
     try:
-        report = json.loads(data.decode("utf-8", "replace"), parse_constant=_refuse_constant)
+        report = json.loads(
+            data.decode("utf-8", "replace"), parse_int=_whole, parse_float=_finite, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         raise DeviceUnavailable(f"the device's report is not JSON: {error}") from error
     if not isinstance(report, dict):
         raise DeviceUnavailable("the device's report is not a JSON object")
     return report
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > _MOST:
+        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is beyond a double float")
+    return number
 
 
 def _refuse_constant(word: str) -> float:
@@ -100,17 +120,17 @@ def is_row(row: Mapping[str, Any]) -> bool:
         and row["tokens"] > 0
         and isinstance(samples, list)
         and bool(samples)
-        and all(isinstance(sample, int | float) and 0 < sample < math.inf for sample in samples)
-        and all(_is_rate(row.get(name)) for name in ROW_RATES)
+        and all(_is_number(sample, *_SAMPLE_SECONDS) for sample in samples)
+        and all(row.get(name) is None or _is_number(row[name], 0, _MOST) for name in ROW_RATES)
         and isinstance(row.get("fell_back", False), bool)
         and isinstance(row.get("kernels", []), list)
         and all(isinstance(kernel, str) for kernel in row.get("kernels", []))
     )
 
 
-def _is_rate(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and _is_number(value, 0, _MOST_COUNT)

@@ -18,8 +18,10 @@ from click.testing import CliRunner
 import edgekit
 from edgekit.cli import main
 from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_json, show_pairs, show_table
+from edgekit.cli.run import _summary
 from edgekit.device import open_device
 from edgekit.errors import TargetMissing, UsageError
+from edgekit.measure import Generation, Measurement
 from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
 
@@ -271,6 +273,12 @@ def test_run_tells_time_and_doubts_about_it_only_when_asked(bundle):
     told = greedy(bundle, "local", "--stats").stderr
     assert "decode" in told and "tokens/s" in told and "warning: fewer samples than the 99th percentile needs" in told
     assert json.loads(greedy(bundle, "local", "--json").stdout)["warnings"]
+
+
+def test_a_rate_that_is_no_number_is_left_out():
+    latency = {"prefill_tokens_per_second": "fast", "decode_tokens_per_second": 2.5}
+    made = Generation("", (1,), (), "eos", Measurement(latency, {}, {}, {}, {}, ()))
+    assert _summary(made, stats=True) == "0 + 1 tokens, stopped by eos; decode 2.5 tokens/s"
 
 
 def test_a_warning_about_the_text_is_given_without_stats(bundle):

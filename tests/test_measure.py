@@ -151,6 +151,7 @@ def test_a_refusal_on_the_device_is_raised(start):
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "is not a JSON object"),
         (b'{"tokens": NaN}', "NaN is not a number"),
+        (b'{"latency": {"load_seconds": -1e400}}', "-1e400 is beyond a double float"),
         (b'{"tokens": ["a"], "prompt_tokens": []}', "'tokens' in the device's report is not a list of tokens"),
         (b'{"tokens": [1], "prompt_tokens": [-1]}', "'prompt_tokens' in the device's report is not a list"),
         (b'{"tokens": [], "prompt_tokens": [], "latency": 3}', "'latency' in the device's report is not a table"),
@@ -223,7 +224,12 @@ def test_emulated_rows_have_no_rate(start):
         {"samples": []},
         {"samples": [0]},
         {"samples": [-1.0]},
-        {"samples": [1e400]},
+        {"samples": [5e-324, 6e-324]},
+        {"samples": [1e10]},
+        {"samples": [True]},
+        {"tokens": 2**32},
+        {"bytes_per_second": True},
+        {"bytes_per_second": 1e300},
         {"samples": "fast"},
         {"tokens": 0},
         {"threads": True},
@@ -231,16 +237,21 @@ def test_emulated_rows_have_no_rate(start):
         {"depth": -1},
         {"bytes_per_second": -1.0},
         {"bytes_per_token": "many"},
-        {"fraction_of_read_ceiling": 1e400},
+        {"fraction_of_read_ceiling": 1e300},
         {"kernels": "all"},
         {"kernels": [1]},
         {"fell_back": "no"},
     ],
 )
 def test_a_row_without_sense_is_refused(start, changes):
-    text = json.dumps(REPORT | {"rows": [ROW | changes]}).replace("Infinity", "1e999").encode()
     with pytest.raises(DeviceUnavailable, match="malformed row"):
-        bench(start(Reply("bench", text)))
+        bench(start(bench_reply(ROW | changes)))
+
+
+@pytest.mark.parametrize("changes", [{"tokens": 10**400}, {"samples": [10**400]}, {"bytes_per_second": 10**400}])
+def test_a_whole_number_that_is_no_float_is_refused(start, changes):
+    with pytest.raises(DeviceUnavailable, match=r"is not JSON: 10{19}\.\.\. is beyond 64 bits"):
+        bench(start(bench_reply(ROW | changes)))
 
 
 def test_rows_that_are_missing_are_refused(start):
@@ -316,6 +327,9 @@ def test_an_emulated_device_is_not_calibrated(start):
         ("rows", CALIBRATION, "has no rows"),
         ([TRIALS[0] | {"chosen": 1}], CALIBRATION, "a malformed row"),
         ([TRIALS[0] | {"samples": [0]}], CALIBRATION, "a malformed row"),
+        ([TRIALS[0] | {"samples": [True]}], CALIBRATION, "a malformed row"),
+        ([TRIALS[0] | {"samples": [5e-324]}], CALIBRATION, "a malformed row"),
+        ([TRIALS[0] | {"tokens": 10**400}], CALIBRATION, r"is not JSON: 10{19}\.\.\. is beyond 64 bits"),
         (TRIALS, b"\x7fELF", "is not one that this edgekit reads"),
     ],
 )

@@ -104,6 +104,6 @@ def _summary(found: Generation, *, stats: bool) -> str:
     latency = found.measurement.latency if stats else {}
     parts = [f"{len(found.prompt_tokens)} + {len(found.tokens)} tokens, stopped by {found.stop}"]
     for key, title in (("prefill_tokens_per_second", "prefill"), ("decode_tokens_per_second", "decode")):
-        if (rate := latency.get(key)) is not None:
+        if isinstance(rate := latency.get(key), int | float):
             parts.append(f"{title} {rate:.1f} tokens/s")
     return "; ".join(parts)
