@@ -313,7 +313,7 @@ class Runner:
             raise DeviceUnavailable("the device's report of bench has a malformed row")
         emulated = self.device.transport.emulated
         return BenchRow(
-            test=printable(row["test"]),
+            test=printable(row["test"])[:MESSAGE_LIMIT],
             threads=row["threads"],
             depth=row["depth"],
             tokens=row["tokens"],

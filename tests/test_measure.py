@@ -198,6 +198,12 @@ def test_a_row_says_which_kernels_ran_and_what_they_read(start):
     assert (second.bytes_per_second, second.kernels, second.fell_back) == (None, (), False)
 
 
+def test_the_name_of_a_row_is_cut_to_the_length_of_a_message(start):
+    ((row,), measurement) = bench(start(bench_reply(ROW | {"test": "p" * 100_000})))
+    assert row.test == "p" * 400
+    assert measurement.warnings[-1] == f"{row.test} with 2 threads: samples spread by 47%"
+
+
 def test_samples_that_spread_by_more_than_a_tenth_are_doubted(start):
     steady = ROW | {"samples": [0.5, 0.49]}
     _, measurement = bench(start(bench_reply(ROW, steady, ROW | {"samples": [0.5]})))
