@@ -22,8 +22,8 @@ from typing import Any, Final
 
 import edgekit
 from edgekit.cache import sync_folder, sync_tree
-from edgekit.disk import make_hidden, told_as, writing
-from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError, one_of
+from edgekit.disk import NO_SPACE, make_hidden, told_as, writing
+from edgekit.errors import Damaged, DoesNotFit, TargetMissing, Unsupported, UsageError, one_of
 from edgekit.schema import problems
 from edgekit.units import Bytes
 
@@ -261,15 +261,44 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)
 
 
+def check_remembers(bundle: Bundle) -> None:
+    """Nothing, if a calibration can be put into the bundle: a file without a name can.
+
+    Raises:
+        UsageError, DoesNotFit: it cannot.
+    """
+    with _writing_calibration(bundle), tempfile.TemporaryFile(dir=bundle.path) as stream:
+        stream.write(bytes(CALIBRATION_LIMIT))
+
+
 def remember_calibration(bundle: Bundle, content: bytes) -> None:
-    """Puts a calibration beside the bundle's program, whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}-", dir=bundle.path.resolve().parent) as folder:
-        new = Path(folder) / CALIBRATION
-        with writing(bundle.calibration):
-            new.write_bytes(content)
-            sync_tree(Path(folder))
-            new.replace(bundle.calibration)
-    sync_folder(bundle.path)
+    """Puts a calibration beside the bundle's program, whole or not at all.
+
+    Raises:
+        UsageError, DoesNotFit: the bundle cannot be written.
+    """
+    draft = bundle.path / f".{CALIBRATION}-{os.getpid()}"
+    with _writing_calibration(bundle):
+        try:
+            with draft.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(bundle.calibration)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(bundle.path)
+
+
+@contextlib.contextmanager
+def _writing_calibration(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kind = DoesNotFit if error.errno in NO_SPACE else UsageError
+        raise kind(
+            f"cannot write {bundle.calibration}: {error.strerror}", hint="calibrate a copy of the bundle elsewhere"
+        ) from error
 
 
 def verify_bundle(bundle: Bundle) -> None:

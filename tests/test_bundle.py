@@ -2,7 +2,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from edgekit.bundle import (
     Bundle,
     Contents,
     Draft,
+    check_remembers,
     draft_bundle,
     find_runner,
     open_bundle,
     remember_calibration,
     verify_bundle,
 )
-from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported, UsageError
+from edgekit.errors import Damaged, DoesNotFit, EdgekitError, TargetMissing, Unsupported, UsageError
 
 CONTENTS = Contents(
     target="rpi5",
@@ -274,6 +275,50 @@ def test_a_bundle_remembers_its_last_calibration_and_nothing_else_changes(tmp_pa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     verify_bundle(open_bundle(bundle.path))
     assert (bundle.path / "manifest.json").read_bytes() == manifest
+
+
+def test_a_calibration_is_drafted_in_the_bundle_and_what_fails_there_is_told_of_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write(tmp_path / "out")
+    remember_calibration(bundle, b"edgekit-calibration 1\n")
+    before = contents(bundle.path)
+    drafts: list[Path] = []
+
+    def fail(draft: Path, place: Path) -> None:
+        drafts.append(draft)
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(draft), None, str(place))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UsageError) as caught:
+        remember_calibration(bundle, b"another")
+    assert caught.value.message == f"cannot write {bundle.calibration}: Invalid cross-device link"
+    assert caught.value.hint == "calibrate a copy of the bundle elsewhere"
+    assert [draft.parent for draft in drafts] == [bundle.path]
+    assert contents(bundle.path) == before
+
+
+def test_a_calibration_that_a_full_disk_does_not_hold_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write(tmp_path / "out")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(DoesNotFit, match=r"cannot write .*/out/model\.edge\.calibration: No space left on device"):
+        remember_calibration(bundle, b"edgekit-calibration 1\n")
+    verify_bundle(bundle)
+
+
+def test_a_bundle_that_cannot_be_written_is_known_before_it_is_calibrated(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "out")
+    before = contents(bundle.path)
+    check_remembers(bundle)
+    assert contents(bundle.path) == before
+    with pytest.raises(UsageError, match=r"cannot write /proc/self/fdinfo/model\.edge\.calibration: "):
+        check_remembers(replace(bundle, path=Path("/proc/self/fdinfo")))
 
 
 def test_a_calibration_that_is_too_long_or_no_plain_file_is_refused(tmp_path: Path) -> None:

@@ -371,6 +371,16 @@ def test_compile_says_when_the_program_of_the_board_was_not_run(model, tmp_path,
     assert "was not run" not in run("compile", model, "--target", "host", "-o", tmp_path / "host").stderr
 
 
+def test_bench_does_not_calibrate_where_it_cannot_be_remembered(copy, monkeypatch):
+    def fail(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(copy / "tmpx"))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    monkeypatch.setattr("edgekit.measure.Runner.calibrate", lambda runner: pytest.fail("it was measured"))
+    done = run("bench", copy, "--calibrate", code=2)
+    assert f"cannot write {copy / 'model.edge.calibration'}: Permission denied\nhint: calibrate a copy" in done.stderr
+
+
 def test_run_bench_and_eval_keep_keys_and_values_as_they_are_told(bundle):
     for kv in ("f16", "q8"):
         found = json.loads(run("run", bundle, "-p", "a", "-n", 2, "--kv", kv, "--json").stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.bundle import Bundle, open_bundle, remember_calibration
+from edgekit.bundle import Bundle, check_remembers, open_bundle, remember_calibration
 from edgekit.cli import _options
 from edgekit.cli._console import parse_counts, say, show, show_json, show_table, warn
 from edgekit.device import open_device
@@ -103,6 +103,7 @@ def command(
 def _calibrate(bundle: Bundle, device: str, timeout: Seconds, *, as_json: bool) -> None:
     if bundle.engine != "native":
         raise UsageError(f"a bundle for {bundle.engine} cannot be calibrated", hint="compile with --engine native")
+    check_remembers(bundle)
     with open_device(device) as machine:
         say(f"{bundle.name} on {machine.name} ...")
         found = open_runner(bundle, machine, timeout=timeout).calibrate()
