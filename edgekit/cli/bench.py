@@ -26,8 +26,15 @@ _PREFILL, _GENERATED, _RUNS = 512, 128, 5
 @click.command
 @_options.bundle
 @_options.device
-@click.option("-p", "prompt", metavar="N[,N]", help="Prompt lengths; 0: none. Default: 512, or the context if shorter.")
-@click.option("-n", "generated", metavar="N[,N]", help="Generated lengths; 0: none. Default: 128, or half the context.")
+@click.option(
+    "-p", "prompt", metavar="N[,N]", help="Prompt lengths; 0: none. Default: 512, or what -d leaves of the context."
+)
+@click.option(
+    "-n",
+    "generated",
+    metavar="N[,N]",
+    help="Generated lengths; 0: none. Default: the least of 128, half the context, and what -d leaves.",
+)
 @click.option("-d", "depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens in the cache before.")
 @click.option("-r", "runs", type=click.IntRange(1), help=f"Samples of each test. Default: {_RUNS}.")
 @click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: as calibrated, or planned.")
