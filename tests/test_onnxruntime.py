@@ -221,6 +221,11 @@ def test_a_generation_reports_what_design_asks_for(model: Path, capsys: pytest.C
     assert found["memory"]["peak_rss_bytes"] > found["memory"]["weights_bytes"] > 0
     assert found["device"]["engine"].startswith("onnxruntime 1.") and not found["device"]["emulated"]
     assert "fewer samples than the 99th percentile needs: 7" in found["warnings"]
+    # Tokens after the prompt see one position more each, themselves included.
+    count, prompt = len(found["latency"]["samples"]), len(found["prompt_tokens"])
+    positions = sum(range(prompt + 1, prompt + 1 + count))
+    moved = count * found["bandwidth"]["bytes_per_token"] + positions * found["memory"]["kv_bytes"] / CONTEXT
+    assert found["bandwidth"]["bytes_per_second"] == pytest.approx(moved / sum(found["latency"]["samples"]))
 
 
 def test_text_is_streamed_and_ends_with_a_line(model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

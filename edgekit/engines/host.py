@@ -57,6 +57,12 @@ class _Run:
             raise UsageError(f"there is no {TOKENIZER} beside the model", hint="give --tokens")
         return Tokenizer.from_file(str(file))
 
+    def bytes_per_token(self, depth: int, count: int) -> float:
+        """What a token reads, of weights and cache: the mean of `count` tokens after `depth` others."""
+        # The cache grows from one more than `depth` positions on: on average by half of what is added.
+        attended = (depth + (count + 1) / 2) * self.written.kv_bytes / self.session.context
+        return self.written.bytes_per_token + attended
+
     def report(self, *, latency: Report, bandwidth: Report) -> Report:
         """The parts of a measurement that every verb gives."""
         status = _fields(Path("/proc/self/status"))
@@ -132,7 +138,8 @@ def generate(options: argparse.Namespace) -> None:
         "prefill_tokens_per_second": len(prompt) / prefill_seconds,
         **_decode_latency(samples, run),
     }
-    moved = {"bytes_per_second": run.written.bytes_per_token * len(samples) / sum(samples)} if samples else {}
+    count = len(samples)
+    moved = {"bytes_per_second": run.bytes_per_token(len(prompt), count) * count / sum(samples)} if samples else {}
     report = run.report(latency=latency, bandwidth=moved)
     _write(options.json, {"tokens": made, "prompt_tokens": prompt, "text": show.text, "stop": stop, **report})
 
@@ -185,9 +192,7 @@ def _bench(options: argparse.Namespace, threads: int) -> tuple[list[Report], Rep
                 }
             )
             if name == "tg":
-                # The cache grows from one more than `d` positions on: on average by half of what is added.
-                attended = (options.d + (count + 1) / 2) * run.written.kv_bytes / run.session.context
-                rows[-1]["bytes_per_token"] = run.written.bytes_per_token + attended
+                rows[-1]["bytes_per_token"] = run.bytes_per_token(options.d, count)
     return rows, run.report(latency={}, bandwidth={})
 
 
