@@ -7,6 +7,7 @@ Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
@@ -171,9 +172,15 @@ def measured(target: Target) -> Target:
     counts = sorted({1, target.worker_count})
     return replace(
         target,
-        dram=tuple(_measured_rate(threads, large, 3) for threads in counts),
-        shared_cache=tuple(_measured_rate(threads, small, 100) for threads in counts) if small else (),
+        dram=_measured_rates(counts, large, 3),
+        shared_cache=_measured_rates(counts, small, 100) if small else (),
     )
+
+
+def _measured_rates(counts: Sequence[int], size: Bytes, passes: int) -> tuple[Rate, ...]:
+    """The rates of numbers of threads, without those where there was no memory to measure in."""
+    rates = (_measured_rate(threads, size, passes) for threads in counts)
+    return tuple(rate for rate in rates if rate.bytes_per_second > 0)
 
 
 @cache

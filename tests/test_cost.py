@@ -149,3 +149,12 @@ def test_the_host_is_measured_once_and_says_so(monkeypatch: pytest.MonkeyPatch) 
         (3, 3e9, "measured here"),
     ]
     cost._measured_rate.cache_clear()
+
+
+def test_what_could_not_be_measured_for_want_of_memory_is_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "read_ceiling", lambda threads, size, rounds: 0.0 if rounds == 3 else 5e9)
+    cost._measured_rate.cache_clear()
+    found = measured(replace(detect_host(), shared_cache_bytes=Bytes(2 << 20)))
+    assert found.dram == () and {rate.bytes_per_second for rate in found.shared_cache} == {5e9}
+    assert Machine(found, 1).moving(1 << 20) is None
+    cost._measured_rate.cache_clear()

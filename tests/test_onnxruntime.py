@@ -276,6 +276,14 @@ def test_bench_gives_a_row_for_each_test_and_number_of_threads(model: Path, caps
     assert decoded["fraction_of_read_ceiling"] == decoded["bytes_per_second"] / ceiling
 
 
+def test_bench_gives_no_share_of_a_ceiling_that_could_not_be_measured(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.engines.host.read_ceiling", lambda threads, size: 0.0)
+    (row,) = answer(capsys, "bench", model, "-p", 0, "-n", 2, "-r", 1, "-t", 1)["rows"]
+    assert row["bytes_per_second"] > 0 and "fraction_of_read_ceiling" not in row
+
+
 def test_the_probe_of_the_same_model_finds_no_difference(exact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "probe", exact, "--threads", 1)["coherence"]
     assert found["tokens"] == 88  # 90 tokens in windows of 48 and 42, all but the first of each

@@ -159,7 +159,9 @@ def bench(options: argparse.Namespace) -> None:
     bandwidth["read_ceiling_bytes_per_second"] = {str(key): value for key, value in ceilings.items()}
     for row in filter(_is_decoding, rows):
         row["bytes_per_second"] = row["bytes_per_token"] * row["tokens_per_second"]
-        row["fraction_of_read_ceiling"] = row["bytes_per_second"] / ceilings[row["threads"]]
+        # 0 where there was no memory to measure in.
+        if ceiling := ceilings[row["threads"]]:
+            row["fraction_of_read_ceiling"] = row["bytes_per_second"] / ceiling
     _write(options.json or "-", {**report, "rows": rows})
 
 
