@@ -50,12 +50,16 @@ class Forecast:
         largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
         # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
         working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab)
-        # The self-test keeps codes as they come and packed; halves it widens. Its reference's cache is in float32.
+        # The self-test keeps codes as they come and packed; halves it widens.
         formats = {scheme.format for scheme in self.quant.schemes.values()}
         halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
         kept = 0 if formats == {"f32"} else 2 * self.plan.weights_bytes + halves
-        cache = 2 * kv_bytes(decoder, self.plan.context, "f16")
-        return Bytes(_BASE_MEMORY + working + kept + cache)
+        return Bytes(_BASE_MEMORY + working + kept + self.compile_cache_bytes)
+
+    @property
+    def compile_cache_bytes(self) -> Bytes:
+        """What of that the context takes: the cache of the self-test's reference, in float32."""
+        return Bytes(2 * kv_bytes(self.checkpoint.decoder, self.plan.context, "f16"))
 
     @property
     def disk_bytes(self) -> Bytes:
@@ -122,7 +126,7 @@ def does_not_fit(found: Forecast) -> DoesNotFit:
 def _enough_memory(found: Forecast, most: Bytes) -> str:
     """What to do about too little memory to compile."""
     enough = f"--max-ram {-(-found.compile_bytes >> 20)}M is enough"
-    without_cache = found.compile_bytes - 2 * found.plan.kv_bytes
+    without_cache = found.compile_bytes - found.compile_cache_bytes
     return f"{enough}; so is a --context below {found.plan.context}" if without_cache < most else enough
 
 

@@ -29,6 +29,17 @@ def test_a_model_too_large_for_its_target_is_refused(checkpoint, tmp_path):
         check_fit(small, None, tmp_path, tmp_path / "out", "native")
 
 
+@pytest.mark.parametrize("kv", ["f16", "q8"])
+def test_a_shorter_context_is_advised_exactly_where_it_can_save_enough_memory(checkpoint, tmp_path, kv):
+    found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=64, kv=kv)
+    # 2 layers, 64 positions, 2 heads of 16 keys and 16 values in float32.
+    cache = 2 * 64 * 2 * (16 + 16) * 4
+    for most, advised in ((found.compile_bytes - cache, False), (found.compile_bytes - cache + 1, True)):
+        with pytest.raises(DoesNotFit) as caught:
+            check_fit(found, Bytes(most), tmp_path, tmp_path / "out", "native")
+        assert ("; so is a --context below 64" in caught.value.hint) is advised
+
+
 def free_bytes(monkeypatch, sizes):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, sizes[path.name]))
 
