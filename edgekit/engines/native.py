@@ -47,7 +47,7 @@ OPERATOR_KINDS: Final = {
     "Embed": 1, "NormLinear": 2, "Attention": 3, "LinearAdd": 4, "NormGatedLinear": 5, "Head": 6,
 }  # fmt: skip
 
-KV_FORMATS: Final = {"f16": 0, "q8": 1}
+_KV_CODES: Final = {"f16": 0, "q8": 1}
 
 # Codes packed at once: 8 MiB, and as much again for the packed form.
 _BLOCK_BYTES: Final = 8 << 20
@@ -124,7 +124,7 @@ def _config(plan: Plan, decoder: Decoder, extras: Extras) -> bytes:
         *eos,
         plan.arena_bytes,
         plan.required_features,
-        KV_FORMATS[plan.kv],
+        _KV_CODES[plan.kv],
     )
 
 
