@@ -6,8 +6,8 @@ style. No ARM machine is involved.
 
     python kernels/bench/arm_cycles.py --work /tmp/peers
 
-needs cmake, ninja, the packages edgekit and ziglang, qemu-aarch64 (Debian: qemu-user-static), and llvm-mca and
-llvm-objdump of LLVM 22 (Debian: llvm-22).
+needs edgekit with its extra `test`, qemu-aarch64 (Debian: qemu-user-static), and llvm-mca and llvm-objdump of LLVM 22
+(Debian: llvm-22).
 """
 
 import json
@@ -35,7 +35,7 @@ from evidence.executed import (
 )
 from evidence.machine import ROOT, commit
 from evidence.native import build
-from evidence.progress import ToolFailed, run, say
+from evidence.progress import ON_PATH, ToolFailed, require, run, say
 from evidence.tables import NoSuchPlace, markdown_table, replace_place
 
 _HERE: Final = Path(__file__).parent
@@ -286,10 +286,14 @@ def tables(rows: list[Modelled]) -> str:
 @click.option("-o", "output", type=click.Choice(["md", "json"]), default="md", show_default=True)
 @click.option("--write", is_flag=True, help="Put the tables into RESULTS.md, too.")
 def main(work: Path, output: str, write: bool) -> None:
-    """Model the ARM loops of edgekit and of llama.cpp with llvm-mca."""
+    """Model the ARM loops of edgekit and of llama.cpp with llvm-mca.
+
+    Needs edgekit installed with its extra `test`, qemu-aarch64 (apt install qemu-user-static), and LLVM 22 (llvm-22).
+    """
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     try:
+        require(["ziglang", "edgekit._kernels"], {"cmake": ON_PATH, "ninja": ON_PATH})
         rows = list(model_all(work))
         if write:
             RESULTS.write_text(replace_place(RESULTS.read_text("utf-8"), "arm", tables(rows)), "utf-8")
