@@ -47,6 +47,7 @@ OUTPUTS: Final = 2048  # of a product of one row
 DEPTH: Final = 2048  # k of every product
 ROWS: Final = 256  # of a prompt
 _TILE_ROWS: Final = 4  # of a tile of ours
+_TILE_OUTPUTS: Final = 2 * TILE  # that share the rows
 
 # One instruction at a time, by the names of QEMU before and since 8.1.
 _STEPS: Final = {"QEMU_SINGLESTEP": "1", "QEMU_ONE_INSN_PER_TB": "1"}
@@ -191,13 +192,13 @@ def our_decode(program: Emulated, core: Core) -> Iterator[Modelled]:
 
 
 def our_prefill(program: Emulated, core: Core) -> Iterator[Modelled]:
-    """Our tile of 4 rows and 16 outputs; then all rows of a prompt, with the unpacking that they share."""
+    """Our tiles of 4 rows and 32 outputs; then all rows of a prompt, with the unpacking that they share."""
     tile_name = "NarrowSums, 4ul" if core.tile_isa == "neon" else "multiply_rows<4ul"
-    macs = _TILE_ROWS * TILE * DEPTH
+    macs = _TILE_ROWS * _TILE_OUTPUTS * DEPTH
     for scheme in ("q4g128", "q3g128", "q2g128"):
         weights, _, group = scheme.partition("g")
         kernel = f"gemm_q8_{weights}_f32_{_TILE_ROWS}x16x32_{core.tile_isa}"
-        everything = program.run(kernel, str(_TILE_ROWS), str(TILE), str(DEPTH), group)
+        everything = program.run(kernel, str(_TILE_ROWS), str(_TILE_OUTPUTS), str(DEPTH), group)
         whole = program.calls(everything, kernel, macs)
         tile = _cost(program.calls(whole, tile_name, macs), core)
         if scheme == "q4g128":  # the tile is the same for all three: weights are bytes by then

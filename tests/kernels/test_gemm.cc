@@ -235,6 +235,14 @@ TEST(integer_kernels_equal_the_reference_for_depths_around_every_group) {
   }
 }
 
+TEST(integer_kernels_equal_the_reference_for_any_rows_of_several_stretches) {
+  for (edgekit_format weights : kIntegers) {
+    for (size_t m : {2, 3, 4, 7}) {
+      for (size_t k : {1056, 2080}) check_problem({m, 48, k, 32, weights});
+    }
+  }
+}
+
 TEST(integer_kernels_equal_the_reference_for_rows_of_more_groups_than_a_kernel_keeps_biases_of) {
   for (edgekit_format weights : kIntegers) {
     for (size_t k : {8192, 8224, 16416}) check_problem({2, 32, k, 32, weights});  // 256, 257 and 513 groups

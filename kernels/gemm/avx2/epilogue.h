@@ -12,7 +12,7 @@ template <size_t kR>
 inline void add_group(const Stretch& s, size_t g, bool fresh, const __m256i (&sum)[kR][kHalves]) {
 #pragma GCC unroll 2
   for (size_t h = 0; h < kHalves; h++) {
-    const __m256 w_scale = _mm256_mul_ps(load_scales(s.scales + g * kTile + 8 * h), _mm256_set1_ps(s.factor));
+    const __m256 w_scale = _mm256_load_ps(s.w_scale + g * kTile + 8 * h);
 #pragma GCC unroll 8
     for (size_t r = 0; r < kR; r++) {
       const __m256i exact = _mm256_sub_epi32(sum[r][h], _mm256_set1_epi32(s.bias * s.a_sum[r * s.groups + g]));

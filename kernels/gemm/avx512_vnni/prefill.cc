@@ -32,8 +32,7 @@ void multiply_rows(const Stretch& s) {
       }
     }
     for (size_t t = 0; t < kT; t++) {
-      const __m512 w_scale =
-          _mm512_mul_ps(load_scales(s.scales + t * s.scale_stride + g * kTile), _mm512_set1_ps(s.factor));
+      const __m512 w_scale = _mm512_load_ps(s.w_scale + (t * kMostGroups + g) * kTile);
       for (size_t r = 0; r < kR; r++) {
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(s.a_scale[r * s.groups + g]), w_scale);
         c[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][t]), scale, c[r][t]);

@@ -11,8 +11,7 @@ namespace {
 template <size_t kR>
 inline void add_group(const Stretch& s, size_t g, bool fresh, const int32x4_t (&sum)[kR][kFours]) {
   float32x4_t w_scale[kFours];
-  load_scales(s.scales + g * kTile, w_scale);
-  for (size_t j = 0; j < kFours; j++) w_scale[j] = vmulq_n_f32(w_scale[j], s.factor);
+  for (size_t j = 0; j < kFours; j++) w_scale[j] = vld1q_f32(s.w_scale + g * kTile + 4 * j);
 #pragma GCC unroll 4
   for (size_t r = 0; r < kR; r++) {
     float* c = s.c + r * s.c_stride;

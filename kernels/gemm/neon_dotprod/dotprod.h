@@ -2,7 +2,7 @@
 // meets its four bytes is taken from a lane of a vector.
 #pragma once
 
-#include "gemm/neon/vectors.h"
+#include "gemm/neon/unpack.h"
 #include "gemm/unpacking.h"
 
 namespace edgekit::gemm {
@@ -18,6 +18,17 @@ namespace {
 template <int kLane>
 inline int32x4_t dot(int32x4_t sum, int8x16_t codes, int8x16_t a) {
   return vdotq_laneq_s32(sum, codes, a, kLane);
+}
+
+// Signed levels as [half][quad][8 columns][4].
+template <class Levels>
+void unpack_halves(size_t blocks, const uint8_t* codes, uint8_t* bytes) {
+  const size_t half_bytes = blocks * kUnpackedBlock / 2;
+  for (; blocks > 0; blocks--, codes += block_bytes(Levels::kBits), bytes += kUnpackedBlock / 2) {
+    Levels::of_block(codes, [&](size_t quad, size_t j, int8x16_t levels) {
+      vst1q_u8(bytes + j / 2 * half_bytes + quad * kRow / 2 + 16 * (j % 2), vreinterpretq_u8_s8(levels));
+    });
+  }
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
 #include "gemm/kernels.h"
-#include "gemm/neon/unpack.h"
 #include "gemm/neon_dotprod/dotprod.h"
 
 namespace edgekit::gemm {
@@ -43,7 +42,7 @@ struct Sums {
 void gemm_q8_q8_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums>(*args); }
 
 void gemm_q8_q8_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
-  neon_dotprod::prefill(*args, {unpack<LevelsQ8>, block_bytes(8), 0, 1.0f});
+  neon_dotprod::prefill(*args, {unpack_halves<LevelsQ8>, block_bytes(8), 0, 1.0f});
 }
 
 }  // namespace edgekit::gemm
