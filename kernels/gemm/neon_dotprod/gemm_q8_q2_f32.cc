@@ -3,7 +3,9 @@
 
 namespace edgekit::gemm {
 
-void gemm_q8_q2_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<TwoBitSums<true>>(*args); }
+void gemm_q8_q2_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) {
+  decode<TwoBitSums<true>, kFloatStart>(*args);
+}
 
 void gemm_q8_q2_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
   neon_dotprod::prefill(*args, {unpack_halves<LevelsQ2>, block_bytes(2), 0, 0.5f});

@@ -40,7 +40,7 @@ struct Sums {
 
 }  // namespace
 
-void gemm_q8_q3_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums>(*args); }
+void gemm_q8_q3_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums, kFloatStart>(*args); }
 
 void gemm_q8_q3_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
   neon_dotprod::prefill(*args, {unpack_halves<LevelsQ3>, block_bytes(3), 0, 1.0f});

@@ -38,7 +38,7 @@ struct Sums {
 
 }  // namespace
 
-void gemm_q8_q4_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums>(*args); }
+void gemm_q8_q4_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums, kFloatStart>(*args); }
 
 void gemm_q8_q4_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
   neon_dotprod::prefill(*args, {unpack_halves<LevelsQ4>, block_bytes(4), 0, 1.0f});

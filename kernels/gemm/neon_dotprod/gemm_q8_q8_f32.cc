@@ -16,8 +16,8 @@ struct Sums {
     }
   }
 
-  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t) {
-    Columns even = {}, odd = {};  // two chains a column: sdot has a latency
+  static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
+    Columns even = all_columns(bias), odd = {};  // two chains a column: sdot has a latency
     do {
       prefetch_block(codes, block_bytes(kBits));
       const int8x16_t a0 = vld1q_s8(a), a1 = vld1q_s8(a + 16);
@@ -39,7 +39,7 @@ struct Sums {
 
 }  // namespace
 
-void gemm_q8_q8_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums>(*args); }
+void gemm_q8_q8_f32_1x16x32_neon_dotprod(const edgekit_gemm_args* args) { decode<Sums, kFloatStart>(*args); }
 
 void gemm_q8_q8_f32_4x16x32_neon_dotprod(const edgekit_gemm_args* args) {
   neon_dotprod::prefill(*args, {unpack_halves<LevelsQ8>, block_bytes(8), 0, 1.0f});

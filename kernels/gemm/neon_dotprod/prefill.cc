@@ -1,4 +1,4 @@
-// Inner loop for each two quads: one load of half a tile's columns and sixteen sdot by lane. Eight columns at a time, so
+// Inner loop for each two quads: one load of half a tile and sixteen sdot by lane. Eight columns at a time, so
 // that sums and results of four rows stay in registers; all sixteen for one or two rows.
 #include "gemm/neon/sums.h"
 #include "gemm/neon_dotprod/dotprod.h"
@@ -73,7 +73,7 @@ void multiply_rows(const Stretch& s) {
             w[h] += kBlock * kHalf;
           }
         } while (a[0] < group_end);
-        const int32x4_t start = start_of_sum();
+        const float32x4_t start = vreinterpretq_f32_s32(start_of_sum());
         for (size_t h = 0; h < kHalves; h++) {
           for (size_t r = 0; r < kR; r++) {
             for (size_t j = 0; j < kHalfFours; j++) {

@@ -27,9 +27,8 @@ struct TwoBitSums {
 
   static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
     Columns planes[4] = {};
-    // Where a shift at the end leaves it as it is.
-    if (kDoubled) planes[1] = all_columns(2 * bias);
-    else planes[0] = all_columns(bias);
+    planes[0] = all_columns(kDoubled ? bias >> 1 : bias);
+    if (kDoubled) planes[1] = all_columns(2 * (bias & 1));
     do {
       prefetch_block(codes, block_bytes(kBits));
       add_planes<0>(planes, codes, vld1q_s8(a));

@@ -1,5 +1,5 @@
 // Inner loop for each 8 k: one load of half a tile's columns, one for each pair of rows, and four smmla for each pair.
-// Sums and results are squares, row 2i by columns 2j, 2j + 1, then row 2i + 1; eight columns at a time, so that they stay
+// Sums and results are squares, row 2i by columns 2j, 2j + 1, then row 2i + 1; eight columns at a time, so they stay
 // in registers.
 #include "gemm/neon/sums.h"
 #include "gemm/neon_i8mm/i8mm.h"
@@ -95,7 +95,8 @@ void multiply_rows(const Stretch& s) {
   const int8_t* const end = s.a + depth;
   float* c = s.c;
   for (size_t half = 0; half < 2 * kTiles; half++, c += kHalf) {
-    const int8_t* w = reinterpret_cast<const int8_t*>(s.bytes) + half / 2 * kLongDepth * kTile + half % 2 * depth * kHalf;
+    const int8_t* tile = reinterpret_cast<const int8_t*>(s.bytes) + half / 2 * kLongDepth * kTile;
+    const int8_t* w = tile + half % 2 * depth * kHalf;
     const float* w_scale = s.w_scale + half / 2 * kMostLongGroups * 2 * kTile + half % 2 * 2 * kHalf;
     float32x4_t total[kPairs][kHalfTwos] = {};
     if (!fresh) load_squares<kR>(c, c_stride, total);
@@ -129,7 +130,7 @@ void multiply_rows(const Stretch& s) {
           w += 8 * kHalf;
         }
       } while (a < group_end);
-      const int32x4_t start = start_of_sum();
+      const float32x4_t start = vreinterpretq_f32_s32(start_of_sum());
       for (size_t j = 0; j < kHalfTwos; j++) {
         for (size_t i = 0; i < kPairs; i++) {
           const float32x4_t scale = vmulq_f32(vld1q_f32(w_scale + 4 * j), vld1q_f32(rows.scales[g][i]));
