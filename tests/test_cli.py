@@ -192,6 +192,7 @@ def test_compile_explains_its_kernels_as_estimate_does(model, tmp_path):
     assert {each["operator"] for each in compiled} == {"NormLinear", "LinearAdd", "NormGatedLinear", "Head"}
     text = run("compile", *options, "-o", tmp_path / "b").stdout
     assert "verdict" in text and text.endswith(run("estimate", *options).stdout.partition("\n\n")[2])
+    assert "\n\nPredicted speeds count what has no row, too: attention, " in text
     assert "not gemm_q8_q4_f32_4x16x32_neon_i8mm" in text and "rpi5 has no i8mm" in text
     assert "explain" not in json.loads(run("estimate", *options[:-1], "--json").stdout)
 

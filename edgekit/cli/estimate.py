@@ -112,6 +112,11 @@ def show_choices(products: Sequence[Explained]) -> None:
         rows += [("", "", f"not {loser.kernel}", _computing(loser.computing), loser.reason) for loser in choice.losers]
     show("")
     show_table(("phase", "product", "kernel", "predicted, each", "because"), rows)
+    show("")
+    show(
+        "Predicted speeds count what has no row, too: attention, and the norms, rounding and waiting of each operator."
+    )
+    show("A row of prefill is of all tokens that are taken at once.")
 
 
 def _computing(seconds: Seconds | None) -> str:
