@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -342,6 +343,14 @@ def test_bench_writes_the_formats_it_offers(bundle):
     assert table[0].split()[:3] == ["bundle", "device", "test"] and len(table) == 6
     markdown = bench(bundle, "-o", "md").splitlines()
     assert markdown[1].startswith("| --- |") and len(markdown) == 6
+    assert all(re.search(r"\d\.\d\d \+- \d+\.\d\d ", line) for line in (*table[2:], *markdown[2:]))
+
+
+def test_bench_shows_no_spread_of_one_sample(bundle):
+    options = ("bench", bundle, "-p", 8, "-n", 0, "-r", 1, "-t", 1)
+    assert re.search(r"  1\s+\d+\.\d\d \+- -  ", run(*options).stdout)
+    assert " +- - |" in run(*options, "-o", "md").stdout
+    assert json.loads(run(*options, "--json").stdout)[0]["stddev"] == 0
 
 
 def test_bench_calibrates_and_the_bundle_remembers(bundle, tmp_path):

@@ -46,7 +46,7 @@ void print_table(const std::vector<BenchRow>& rows, const ReadCeilings& ceilings
   for (const BenchRow& row : rows) {
     std::printf("%-10s %7u %7u", row.test.c_str(), row.threads, row.depth);
     print_number(emulated ? NAN : row.mean_rate(), 12, 2);
-    print_number(emulated ? NAN : row.spread_of_rate(), 10, 2);
+    print_number(emulated || row.samples.size() < 2 ? NAN : row.spread_of_rate(), 10, 2);
     print_number(emulated || row.bytes_per_token == 0 ? NAN : row.bytes_per_second() / 1e9, 8, 2);
     print_number(100 * fraction_of_ceiling(row, ceilings), 12, 0, "%");
     const char* before = "  ";

@@ -21,7 +21,7 @@ struct BenchRow {
   double bytes_per_token = 0;        // weights and cache that decoding reads, on average; 0: not decoding
 
   double mean_rate() const;       // tokens a second
-  double spread_of_rate() const;  // standard deviation
+  double spread_of_rate() const;  // standard deviation; 0 for one sample
   double bytes_per_second() const { return bytes_per_token * mean_rate(); }
 };
 
@@ -31,7 +31,7 @@ using ReadCeilings = std::map<uint32_t, double>;
 // The row's share of the ceiling of as many threads; not a number where there is none.
 double fraction_of_ceiling(const BenchRow& row, const ReadCeilings& ceilings);
 
-// Without rates if `emulated`.
+// Without rates if `emulated`, and without a spread where there is one sample.
 void print_table(const std::vector<BenchRow>& rows, const ReadCeilings& ceilings, bool emulated);
 
 void write_rows(const std::vector<BenchRow>& rows, const ReadCeilings& ceilings, Json* json);

@@ -157,13 +157,12 @@ def as_record(bundle: Bundle, row: BenchRow, measurement: Measurement) -> dict[s
     }
 
 
-def _lengths(text: str | None, option: str, default: int) -> tuple[int, ...]:
-    return (default,) if text is None else parse_counts(text, option=option, lowest=0)
-
-
 def _rate(record: dict[str, object]) -> str:
-    rate, stddev = record["tokens_per_second"], record["stddev"]
-    return "-" if rate is None else f"{rate:.2f} +- {stddev:.2f}"
+    rate, stddev, samples = record["tokens_per_second"], record["stddev"], record["samples_seconds"]
+    if rate is None:
+        return "-"
+    assert isinstance(samples, list)
+    return f"{rate:.2f} +- " + (f"{stddev:.2f}" if len(samples) > 1 else "-")
 
 
 def _columns(records: Sequence[dict[str, object]]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:

@@ -461,6 +461,22 @@ TEST(a_row_has_the_share_of_the_ceiling_of_its_threads) {
   CHECK(std::isnan(runner::fraction_of_ceiling(row, {{2, 200}})));
 }
 
+TEST(a_table_shows_no_spread_of_one_sample) {
+  Folder folder;
+  runner::BenchRow row;
+  row.test = "tg10";
+  row.tokens = 10;
+  row.threads = 1;
+  row.samples = {0.5, 2.0};
+  const auto shown = [&] {
+    const std::string table = written_to(stdout, &folder, [&] { runner::print_table({row}, {}, false); });
+    return table.substr(table.find('\n') + 1);
+  };
+  CHECK(shown() == "tg10             1       0        12.50      10.61        -            -\n");
+  row.samples = {0.5};
+  CHECK(shown() == "tg10             1       0        20.00          -        -            -\n");
+}
+
 // ---- The probe.
 
 void put(const void* data, size_t bytes, std::vector<uint8_t>* to) {
