@@ -141,8 +141,8 @@ Calibration parse_calibration(const std::string& text, const CalibratedFor& here
   }
   for (const auto& [key, value] : as_values(here)) {
     if (values[key] != value) {
-      *doubt = std::string("the calibration beside the model is for another ") +
-               (key.compare(0, 5, "model") == 0 ? "model" : "machine") + ", and was ignored";
+      const char* what = key == "isa" ? "ISA" : key.compare(0, 5, "model") == 0 ? "model" : "machine";
+      *doubt = std::string("the calibration beside the model is for another ") + what + ", and was ignored";
       return {};
     }
   }

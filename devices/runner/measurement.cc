@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 
 #include "edgekit/cpu.h"
@@ -44,7 +45,9 @@ double nearest_rank(std::vector<double> samples, double share) {
 Measurement::Measurement(const Model& model, const Session& session)
     : model_(model), session_(session), machine_(read_machine()), before_(read_clocks_and_temperatures()) {
   if (edgekit_program_fell_back(model_.program()) != 0) {
-    warn("this CPU does not run the planned kernels; slower ones took their place");
+    const char* isa = std::getenv("EDGEKIT_ISA");
+    const std::string lowered = isa == nullptr || *isa == '\0' ? "" : ", lowered by EDGEKIT_ISA=" + std::string(isa) + ",";
+    warn("this CPU" + lowered + " does not run the planned kernels; slower ones took their place");
   }
   if (!session_.calibration_doubt().empty()) {
     warn(session_.calibration_doubt());

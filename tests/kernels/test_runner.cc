@@ -332,9 +332,18 @@ TEST(help_is_of_every_verb_or_of_one) {
   CHECK(run(runner::run_verb, {}).message == "nothing to do is given");
 }
 
+// EDGEKIT_ISA as it was, once this is gone.
+class KeptIsa {
+ public:
+  KeptIsa() : isa_(std::getenv("EDGEKIT_ISA") == nullptr ? "" : std::getenv("EDGEKIT_ISA")) {}
+  ~KeptIsa() { setenv("EDGEKIT_ISA", isa_.c_str(), 1); }
+
+ private:
+  const std::string isa_;
+};
+
 TEST(an_unknown_word_in_the_environment_is_refused_with_those_that_are_known) {
-  const char* given = std::getenv("EDGEKIT_ISA");
-  const std::string kept = given == nullptr ? "" : given;
+  const KeptIsa kept;
   Files files;
   setenv("EDGEKIT_ISA", "avx3", 1);
   const Failure failure = run(runner::run_verb, {"verify", files.model});
@@ -344,7 +353,19 @@ TEST(an_unknown_word_in_the_environment_is_refused_with_those_that_are_known) {
     setenv("EDGEKIT_ISA", word, 1);
     CHECK_THAT(run(runner::run_verb, {"verify", files.model}).exit_code == 0, "%s", word);
   }
-  setenv("EDGEKIT_ISA", kept.c_str(), 1);
+}
+
+TEST(a_cpu_that_runs_other_kernels_is_doubtful_and_what_lowers_it_is_named) {
+  const KeptIsa kept;
+  const bool is_arm = (edgekit_isa_features("neon") & ~edgekit_cpu_features()) == 0;
+  Files files([&](ProgramWriter* writer) { writer->kernel_features = edgekit_isa_features(is_arm ? "avx2" : "neon"); });
+  const std::vector<std::string> words = {files.model, "--tokens", "5", "-n", "1", "--json", files.json};
+  const std::string end = " does not run the planned kernels; slower ones took their place";
+  setenv("EDGEKIT_ISA", "", 1);
+  CHECK(run(runner::generate, words).exit_code == 0 && has(read_file(files.json), "this CPU" + end));
+  setenv("EDGEKIT_ISA", "scalar", 1);
+  CHECK(run(runner::generate, words).exit_code == 0);
+  CHECK(has(read_file(files.json), "this CPU, lowered by EDGEKIT_ISA=scalar," + end));
 }
 
 TEST(a_damaged_model_is_refused_with_7_and_damaged_weights_by_verify) {
