@@ -91,6 +91,8 @@ def test_every_command_has_a_help_of_its_own(name):
         (["run", "/nowhere", "-p", "x"], 2, "/nowhere is not a bundle", "edgekit compile"),
         (["verify", "/nowhere"], 2, "/nowhere is not a bundle", "edgekit compile"),
         (["eval", "/nowhere"], 2, "/nowhere is not a bundle", "edgekit compile"),
+        (["bench", "x", "-r", "1001"], 2, "1001 is not in the range 1<=x<=1000", "bench --help"),
+        (["run", "x", "-p", "x", "--threads", "257"], 2, "257 is not in the range 1<=x<=256", "run --help"),
         (["bench", "/nowhere", "-o", "html"], 2, "'html' is not one of 'table', 'json'", "bench --help"),
         (["targets", "--colour"], 2, "No such option", "targets --help"),
         (["run", "x", "-p", "x", "--timeout", "inf"], 2, "inf is not in the range 0<x<=604800", "run --help"),
@@ -413,13 +415,19 @@ def test_bench_takes_lengths_that_fit_the_context_by_default(bundle):
 
 
 def test_bench_refuses_lengths_beyond_the_context_and_nothing_at_all(bundle):
-    long = run("bench", bundle, "-p", 65, code=2).stderr
-    assert "-p 65 does not fit the bundle's context of 64 tokens\nhint: -p is at most 64, or" in long
+    for length in (65, 10**9):
+        long = run("bench", bundle, "-p", length, code=2).stderr
+        assert f"-p is '{length}'\nhint: whole numbers from 0 to 64, separated by commas; more takes a bundle" in long
     deep = run("bench", bundle, "-d", 60, "-n", 8, code=2).stderr
-    assert "-n 8 does not fit the bundle's context of 64 tokens after -d 60\nhint: -n is at most 4 after" in deep
+    assert (
+        "-n is '8'\nhint: whole numbers from 0 to 4, " in deep
+        and "; more after -d 60 takes a bundle compiled with a longer --context" in deep
+    )
     assert "-d 64 leaves no room" in run("bench", bundle, "-d", 64, code=2).stderr
     assert "there is nothing to measure" in run("bench", bundle, "-p", 0, "-n", 0, code=2).stderr
-    assert "-t is 'two'" in run("bench", bundle, "-t", "two", code=2).stderr
+    for threads in ("two", "257"):
+        refused = run("bench", bundle, "-t", threads, code=2).stderr
+        assert f"-t is '{threads}'\nhint: whole numbers from 1 to 256" in refused
 
 
 def test_the_engine_onnxruntime_writes_standard_onnx_that_runs_on_this_machine(model, bundle, tmp_path):
@@ -620,13 +628,14 @@ def test_sizes_and_lists_are_read_as_people_write_them():
     assert [parse_bytes(text) for text in ("8G", "500M", "1.5k", "42", "8GiB")] == [
         8 << 30, 500 << 20, 1536, 42, 8 << 30,
     ]  # fmt: skip
-    assert parse_counts("1,2, 4", option="-t") == (1, 2, 4)
+    assert parse_counts("1,2, 4", option="-t", highest=4) == (1, 2, 4)
     for text in ("", "G", "-1", "nan", "1e99"):
         with pytest.raises(UsageError):
             parse_bytes(text)
-    for text in ("", "0", "1,,2", "1000001", "²"):
-        with pytest.raises(UsageError):
-            parse_counts(text, option="-t")
+    for text in ("", "0", "1,,2", "5", "1000000000", "9" * 5000, "²"):
+        with pytest.raises(UsageError, match=f"-t is '{text}'") as caught:
+            parse_counts(text, option="-t", highest=4, reason="; no more")
+        assert caught.value.hint == "whole numbers from 1 to 4, separated by commas; no more"
 
 
 def test_a_table_aligns_numbers_right_and_drops_control_characters(capsys):

@@ -18,6 +18,7 @@ from edgekit.units import Bytes, Seconds
 
 # Without a terminal, a stage at work says so no more often than this.
 _LINE_EVERY = Seconds(10)
+_MOST_DIGITS = 18
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -84,15 +85,19 @@ def parse_bytes(text: str) -> Bytes:
     return Bytes(int(count * _UNITS[unit]))
 
 
-def parse_counts(text: str, *, option: str, lowest: int = 1) -> tuple[int, ...]:
-    """The whole numbers of a list such as `1,2,4`.
+def parse_counts(text: str, *, option: str, lowest: int = 1, highest: int, reason: str = "") -> tuple[int, ...]:
+    """The whole numbers of a list such as `1,2,4`. `reason` ends the hint where one is refused.
 
     Raises:
-        UsageError: not a list of numbers, or one below `lowest` or beyond a million.
+        UsageError: not a list of numbers, or one below `lowest` or beyond `highest`.
     """
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and lowest <= int(part) <= 1_000_000 for part in parts):
-        raise UsageError(f"{option} is '{text}'", hint=f"whole numbers from {lowest}, separated by commas")
+    parts = [part.strip() for part in text.split(",")]
+    # Python refuses to read a number of thousands of digits.
+    are_numbers = all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts)
+    if not are_numbers or not all(lowest <= int(part) <= highest for part in parts):
+        raise UsageError(
+            f"{option} is '{text}'", hint=f"whole numbers from {lowest} to {highest}, separated by commas{reason}"
+        )
     return tuple(int(part) for part in parts)
 
 

@@ -11,6 +11,7 @@ from edgekit.cost import KV_FORMATS
 from edgekit.measure import DEFAULT_TIMEOUT
 from edgekit.plan import DEFAULT_KV
 
+MOST_THREADS: Final = 256  # that edgekit-run starts
 _MOST_SECONDS: Final = 7 * 24 * 3600
 
 

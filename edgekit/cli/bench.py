@@ -21,6 +21,7 @@ _MEMORY = (
     *("peak_rss_bytes", "anonymous_bytes", "file_backed_bytes"),
 )
 _PREFILL, _GENERATED, _RUNS = 512, 128, 5
+_MOST_RUNS = 1000  # that edgekit-run makes
 
 
 @click.command
@@ -36,8 +37,13 @@ _PREFILL, _GENERATED, _RUNS = 512, 128, 5
     help="Generated lengths; 0: none. Default: the least of 128, half the context, and what -d leaves.",
 )
 @click.option("-d", "depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens in the cache before.")
-@click.option("-r", "runs", type=click.IntRange(1), help=f"Samples of each test. Default: {_RUNS}.")
-@click.option("-t", "threads", metavar="N[,N]", help="Numbers of threads. Default: as calibrated, or planned.")
+@click.option("-r", "runs", type=click.IntRange(1, _MOST_RUNS), help=f"Samples of each test. Default: {_RUNS}.")
+@click.option(
+    "-t",
+    "threads",
+    metavar="N[,N]",
+    help=f"Numbers of threads up to {_options.MOST_THREADS}. Default: as calibrated, or planned.",
+)
 @click.option(
     "--calibrate",
     is_flag=True,
@@ -82,15 +88,12 @@ def command(
             f"-d {depth} leaves no room in the bundle's context of {opened.context} tokens",
             hint=f"-d is at most {opened.context - 1}, or compile with a longer --context",
         )
-    prompts = _lengths(prompt, "-p", min(_PREFILL, room))
-    lengths = _lengths(generated, "-n", min(_GENERATED, max(1, opened.context // 2), room))
-    for option, counts in (("-p", prompts), ("-n", lengths)):
-        if max(counts) > room:
-            after = f" after -d {depth}" if depth else ""
-            raise UsageError(
-                f"{option} {max(counts)} does not fit the bundle's context of {opened.context} tokens{after}",
-                hint=f"{option} is at most {room}{after}, or compile with a longer --context",
-            )
+    more = f"; more{f' after -d {depth}' if depth else ''} takes a bundle compiled with a longer --context"
+    length = min(_GENERATED, max(1, opened.context // 2), room)
+    prompts, lengths = (
+        (default,) if text is None else parse_counts(text, option=option, lowest=0, highest=room, reason=more)
+        for text, option, default in ((prompt, "-p", min(_PREFILL, room)), (generated, "-n", length))
+    )
     if not any((*prompts, *lengths)):
         raise UsageError("there is nothing to measure", hint="give -p or -n a length above 0")
     with open_device(device) as machine:
@@ -100,7 +103,7 @@ def command(
             generated=lengths,
             depth=depth,
             runs=runs or _RUNS,
-            threads=parse_counts(threads, option="-t") if threads else (),
+            threads=parse_counts(threads, option="-t", highest=_options.MOST_THREADS) if threads else (),
         )
     for text in measurement.warnings:
         warn(text)
