@@ -11,7 +11,6 @@
 namespace edgekit::runner {
 namespace {
 
-constexpr uint32_t kMostThreads = 256;
 constexpr uint32_t kMostRuns = 1000;
 constexpr uint64_t kSeed = 1;
 
@@ -171,7 +170,7 @@ void bench(int count, char** words) {
   options.context = depth + most_tokens;
   options.spin_microseconds = UINT32_MAX;
   options.kv_format = read_kv_format(arguments);
-  const std::vector<uint32_t> asked = arguments.list("-t", {}, 1, kMostThreads);
+  const std::vector<uint32_t> asked = arguments.list("-t", {}, 1, EDGEKIT_MOST_THREADS);
   options.decode_threads = options.prefill_threads = largest(asked);
   Session session(model, options);
   // Without -t each test gets the threads that it has when the model is used.

@@ -24,7 +24,6 @@ namespace {
 constexpr char kHeading[] = "edgekit-calibration 1";
 constexpr size_t kMostFileBytes = 4096;
 constexpr size_t kMostNameBytes = 200;
-constexpr uint32_t kMostThreads = 256;
 constexpr double kWorthMoreThreads = 0.97;
 
 // What the first line may be, and the keys of the others.
@@ -62,11 +61,11 @@ Values parse_lines(const std::string& text) {
   return values.size() == std::size(kKeys) ? values : Values{};
 }
 
-// 0 unless the whole text is a number in [1, kMostThreads].
+// 0 unless the whole text is a number in [1, EDGEKIT_MOST_THREADS].
 uint32_t parse_threads(const std::string& text) {
   const bool is_number = !text.empty() && text.size() <= 3 && text.find_first_not_of("0123456789") == std::string::npos;
   const unsigned long count = is_number ? std::strtoul(text.c_str(), nullptr, 10) : 0;
-  return count <= kMostThreads ? uint32_t(count) : 0;
+  return count <= EDGEKIT_MOST_THREADS ? uint32_t(count) : 0;
 }
 
 // One line, of a length that fits the file.
@@ -185,7 +184,7 @@ void save_calibration(const Model& model, const Calibration& calibration) {
 }
 
 std::vector<uint32_t> counts_to_try(const CpuSpeeds& speeds) {
-  const uint32_t most = std::clamp(speeds.count(), 1u, kMostThreads);
+  const uint32_t most = std::clamp(speeds.count(), 1u, EDGEKIT_MOST_THREADS);
   std::set<uint32_t> counts = {1, 2, 3, most};
   for (uint32_t count = 4; count < most; count *= 2) {
     counts.insert(count);

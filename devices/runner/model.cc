@@ -16,11 +16,6 @@
 #include "failure.h"
 
 namespace edgekit::runner {
-namespace {
-
-constexpr uint64_t kMostThreads = 256;
-
-}  // namespace
 
 Model::Model(const std::string& path) : path_(path) {
   const double start = seconds_now();
@@ -162,9 +157,9 @@ const char* name_of(edgekit_kv_format format) { return format == EDGEKIT_KV_Q8 ?
 edgekit_session_options read_session_options(const Arguments& arguments, const Model& model) {
   edgekit_session_options options{};
   options.context = static_cast<uint32_t>(arguments.whole("--context", 0, 1, model.info().context));
-  options.decode_threads = static_cast<uint32_t>(arguments.whole("--threads", 0, 1, kMostThreads));
+  options.decode_threads = static_cast<uint32_t>(arguments.whole("--threads", 0, 1, EDGEKIT_MOST_THREADS));
   options.prefill_threads =
-      static_cast<uint32_t>(arguments.whole("--prefill-threads", options.decode_threads, 1, kMostThreads));
+      static_cast<uint32_t>(arguments.whole("--prefill-threads", options.decode_threads, 1, EDGEKIT_MOST_THREADS));
   options.spin_microseconds = UINT32_MAX;
   options.kv_format = read_kv_format(arguments);
   return options;

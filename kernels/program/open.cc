@@ -26,7 +26,6 @@ constexpr uint32_t kMostWidth = 1u << 20;
 constexpr uint32_t kMostVocab = 1u << 22;
 constexpr uint32_t kMostContext = 1u << 20;
 constexpr uint32_t kMostRows = 65536;
-constexpr uint32_t kMostThreads = 256;
 
 edgekit_status check_header(const uint8_t* data, size_t bytes, format::Header* header, edgekit_error* error) {
   if (bytes < sizeof *header) {
@@ -141,8 +140,8 @@ bool is_possible(const format::Config& config) {
                   config.heads % config.kv_heads == 0 && is_between(config.head_dim, 2, kMostHeadDim) &&
                   config.head_dim % 2 == 0 && is_between(config.intermediate, 1, kMostWidth) &&
                   is_between(config.vocab, 1, kMostVocab) && is_between(config.context, 1, kMostContext) &&
-                  is_between(config.max_rows, 1, kMostRows) && config.decode_threads <= kMostThreads &&
-                  config.prefill_threads <= kMostThreads && config.eos_count <= 8 &&
+                  is_between(config.max_rows, 1, kMostRows) && config.decode_threads <= EDGEKIT_MOST_THREADS &&
+                  config.prefill_threads <= EDGEKIT_MOST_THREADS && config.eos_count <= 8 &&
                   (config.bos == format::kNone || config.bos < config.vocab) &&
                   config.kv_format <= uint32_t(format::KvFormat::kQ8);
   for (uint32_t i = 0; possible && i < config.eos_count; ++i) {

@@ -12,14 +12,13 @@ namespace edgekit {
 namespace {
 
 constexpr uint32_t kDefaultSpinMicroseconds = 50;
-constexpr uint32_t kMostThreads = 256;
 constexpr size_t kLine = 64;
 
 uint32_t choose_threads(uint32_t asked, uint32_t advised, uint32_t cpus) {
   if (asked > 0) {
     return asked;
   }
-  return advised > 0 ? std::min(advised, cpus) : std::min(cpus, kMostThreads);
+  return advised > 0 ? std::min(advised, cpus) : std::min(cpus, EDGEKIT_MOST_THREADS);
 }
 
 // Hands out consecutive pieces of memory; with a null start it only counts.
@@ -138,8 +137,8 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
     return refuse(error, EDGEKIT_BAD_ARGUMENT, "a context of %u was asked for and the model was made for %u",
                   options.context, info.context);
   }
-  if (options.decode_threads > kMostThreads || options.prefill_threads > kMostThreads) {
-    return refuse(error, EDGEKIT_BAD_ARGUMENT, "at most %u threads can be used", kMostThreads);
+  if (options.decode_threads > EDGEKIT_MOST_THREADS || options.prefill_threads > EDGEKIT_MOST_THREADS) {
+    return refuse(error, EDGEKIT_BAD_ARGUMENT, "at most %u threads can be used", EDGEKIT_MOST_THREADS);
   }
   if (unsigned(options.kv_format) > EDGEKIT_KV_Q8) {
     return refuse(error, EDGEKIT_BAD_ARGUMENT, "there is no cache format %u", unsigned(options.kv_format));

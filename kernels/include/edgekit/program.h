@@ -19,6 +19,7 @@ typedef struct edgekit_program edgekit_program;
 typedef struct edgekit_session edgekit_session;
 
 #define EDGEKIT_NO_TOKEN UINT32_MAX
+#define EDGEKIT_MOST_THREADS 256u  // of a session
 
 // How keys and values are kept. q8: int8 codes, and an f32 scale for each position's key and one for its value.
 typedef enum edgekit_kv_format {
