@@ -12,8 +12,7 @@ namespace edgekit::runner {
 namespace {
 
 constexpr int kRounds = 7;
-constexpr double kSampleSeconds = 0.1;     // at least, unless the context is too short for that
-constexpr uint32_t kMostSampleTokens = 256;
+constexpr uint32_t kMostPassTokens = 256;
 constexpr uint32_t kFirstPrompt = 16;
 
 // A test of one kind: prefill (pp) or decode (tg).
@@ -21,7 +20,7 @@ class Trial {
  public:
   Trial(bool is_prefill, const Model& model, Session* session)
       : is_prefill_(is_prefill),
-        most_(std::min(kMostSampleTokens, session->context())),
+        most_(std::min(kMostPassTokens, session->context())),
         session_(session),
         tokens_(most_),
         logits_(model.info().vocab) {
@@ -39,7 +38,16 @@ class Trial {
     for (int round = 0; round < kRounds; ++round) {
       for (size_t i = 0; i < counts.size(); ++i) {
         Tried& of = tried_[round % 2 == 0 ? i : counts.size() - 1 - i];
-        of.samples.push_back(time(of.threads));
+        of.samples.push_back(take_sample([&] { return time(of.threads); }));
+      }
+    }
+  }
+
+  void warn_of_spread(Measurement* measurement) const {
+    for (const Tried& of : tried_) {
+      const std::string doubt = find_doubt(name(), of);
+      if (!doubt.empty()) {
+        measurement->warn(doubt);
       }
     }
   }
@@ -49,7 +57,7 @@ class Trial {
   std::string name() const { return (is_prefill_ ? "pp" : "tg") + std::to_string(length_); }
 
  private:
-  // Doubles the length until a sample takes long enough to be one. The first run also brings the weights into memory.
+  // Doubles the length until one pass is long enough for a sample. The first also brings the weights into memory.
   void choose_length(uint32_t threads) {
     length_ = is_prefill_ ? std::min(kFirstPrompt, most_) : 1;
     time(threads);
@@ -110,7 +118,7 @@ void calibrate(int count, char** words) {
   }
   const std::vector<uint32_t> counts = counts_to_try(CpuSpeeds::read());
   edgekit_session_options options{};
-  options.context = std::min(model.info().context, kMostSampleTokens);
+  options.context = std::min(model.info().context, kMostPassTokens);
   options.decode_threads = options.prefill_threads = counts.back();
   options.spin_microseconds = UINT32_MAX;
   options.keep_to_fast_cpus = 1;
@@ -124,8 +132,11 @@ void calibrate(int count, char** words) {
   save_calibration(model, chosen);
   session.set_threads(chosen.decode_threads, chosen.prefill_threads);
   measurement.finish();
+  prefill.warn_of_spread(&measurement);
+  decode.warn_of_spread(&measurement);
   const std::string json_path = arguments.text("--json");
   if (json_path.empty()) {
+    measurement.print_warnings();
     std::printf("%-10s %7s %14s\n", "test", "threads", "tokens/s");
     print_trial(prefill, chosen.prefill_threads);
     print_trial(decode, chosen.decode_threads);

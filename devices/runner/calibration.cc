@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +26,7 @@ constexpr char kHeading[] = "edgekit-calibration 1";
 constexpr size_t kMostFileBytes = 4096;
 constexpr size_t kMostNameBytes = 200;
 constexpr double kWorthMoreThreads = 0.97;
+constexpr double kMostSpread = 0.1;  // standard deviation of the rate, as a share of it; as in edgekit/measure.py
 
 // What the first line may be, and the keys of the others.
 constexpr const char* kKeys[] = {"cpu", "cpus", "isa", "model_bytes", "model_crc", "decode_threads", "prefill_threads"};
@@ -194,6 +196,33 @@ std::vector<uint32_t> counts_to_try(const CpuSpeeds& speeds) {
   }
   counts.erase(counts.upper_bound(most), counts.end());
   return {counts.begin(), counts.end()};
+}
+
+double take_sample(const std::function<double()>& pass) {
+  double seconds = 0;
+  int passes = 0;
+  for (; seconds < kSampleSeconds; ++passes) {
+    seconds += pass();
+  }
+  return seconds / passes;
+}
+
+std::string find_doubt(const std::string& test, const Tried& of) {
+  const auto count = static_cast<double>(of.samples.size());
+  double mean = 0;
+  for (const double seconds : of.samples) {
+    mean += 1 / seconds / count;
+  }
+  double squares = 0;
+  for (const double seconds : of.samples) {
+    squares += (1 / seconds - mean) * (1 / seconds - mean);
+  }
+  const double spread = of.samples.size() > 1 ? std::sqrt(squares / (count - 1)) / mean : 0;
+  if (spread <= kMostSpread) {
+    return {};
+  }
+  return test + " with " + std::to_string(of.threads) + (of.threads > 1 ? " threads" : " thread") +
+         ": samples spread by " + std::to_string(std::lround(100 * spread)) + "%";
 }
 
 uint32_t choose_count(const std::vector<Tried>& tried) {

@@ -1,6 +1,7 @@
 // How many threads a model runs best with on this machine: found once by `calibrate`, kept in a file beside the model.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,10 +42,19 @@ void save_calibration(const Model& model, const Calibration& calibration);
 // Numbers of threads worth trying, rising: 1 to 4, powers of two, all CPUs as fast as each kind of CPU, and all.
 std::vector<uint32_t> counts_to_try(const CpuSpeeds& speeds);
 
+// A test is repeated for at least so long to be one sample.
+constexpr double kSampleSeconds = 0.1;
+
 struct Tried {
   uint32_t threads;
   std::vector<double> samples;  // seconds for the same work
 };
+
+// Seconds of one pass: the mean of as many as take kSampleSeconds. `pass` returns the seconds it took.
+double take_sample(const std::function<double()>& pass);
+
+// What is doubtful about the samples of a number of threads, as `bench` says it of a row; empty if nothing is.
+std::string find_doubt(const std::string& test, const Tried& of);
 
 // The fewest threads whose median is within 3 % of the best. `tried` rises and is not empty.
 uint32_t choose_count(const std::vector<Tried>& tried);

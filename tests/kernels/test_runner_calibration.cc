@@ -83,6 +83,29 @@ TEST(numbers_of_threads_to_try_are_few_and_end_with_all) {
   CHECK(counts_to_try({1, 1, 1, 1, 1, 1, 9, 9, 9, 9, 9, 9}) == (Counts{1, 2, 3, 4, 6, 8, 12}));
 }
 
+// Passes of 1/32 s and their multiples: exact in binary.
+TEST(a_sample_is_the_mean_of_as_many_passes_as_take_a_tenth_of_a_second) {
+  const auto sample = [](std::vector<double> passes, size_t used) {
+    size_t taken = 0;
+    const double seconds = take_sample([&] { return passes[taken++]; });
+    CHECK_THAT(taken == used, "%zu passes", taken);
+    return seconds;
+  };
+  CHECK(sample({0.25, 9}, 1) == 0.25);
+  CHECK(sample({0.03125, 0.0625, 0.03125, 9}, 3) == 0.125 / 3);
+  CHECK(sample(std::vector<double>(1000, 0.0009765625), 103) == 0.0009765625);  // 102 take 0.0996 s
+}
+
+TEST(samples_that_spread_by_more_than_a_tenth_are_doubted) {
+  CHECK(find_doubt("pp256", {1, {1.0}}).empty());
+  CHECK(find_doubt("pp256", {1, {1.0, 1.0, 1.0}}).empty());
+  // Rates 1 and 2: the mean is 1.5 and the standard deviation 0.707, 47 % of it.
+  CHECK(find_doubt("pp256", {1, {1.0, 0.5}}) == "pp256 with 1 thread: samples spread by 47%");
+  // Rates 9.01, 10, 10.99: 9.9 %; and 8, 10, 12: 20 %.
+  CHECK(find_doubt("tg1", {2, {1.0 / 9.01, 0.1, 1.0 / 10.99}}).empty());
+  CHECK(find_doubt("tg1", {2, {0.125, 0.1, 1.0 / 12}}) == "tg1 with 2 threads: samples spread by 20%");
+}
+
 TEST(fewer_threads_are_chosen_if_more_gain_less_than_three_percent) {
   CHECK(choose_count({{1, {1.0}}, {2, {0.98}}}) == 1);
   CHECK(choose_count({{1, {1.0}}, {2, {0.96}}}) == 2);
