@@ -24,7 +24,7 @@ struct Sums {
   }
 
   static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
-    Wide wide = {};
+    Wide wide = wide_from(bias);
     while (blocks > 0) {
       Narrow narrow = {};
       size_t count = smaller(blocks, kBlocksInNarrow);
@@ -38,7 +38,7 @@ struct Sums {
       }
       widen(&wide, narrow);
     }
-    return columns_of(wide, bias);
+    return columns_of(wide, 0);
   }
 };
 

@@ -40,6 +40,13 @@ inline void widen(Wide* wide, const Narrow& narrow) {
   for (size_t i = 0; i < 2 * kFours; i++) wide->v[i] = vpadalq_s16(wide->v[i], narrow.v[i]);
 }
 
+// Sums that start with the bias in the first of each two lanes.
+inline Wide wide_from(int32_t bias) {
+  Wide wide;
+  for (int32x4_t& v : wide.v) v = vreinterpretq_s32_u64(vdupq_n_u64(static_cast<uint32_t>(bias)));
+  return wide;
+}
+
 inline Columns columns_of(const Wide& wide, int32_t bias) {
   Columns columns;
   for (size_t j = 0; j < kFours; j++) {
