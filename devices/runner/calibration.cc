@@ -113,7 +113,7 @@ CalibratedFor calibrated_for(const Model& model) {
   }
   CalibratedFor here;
   here.cpu = machine.cpu;
-  here.cpus = machine.present_cpus;
+  here.cpus = machine.present_cpus + ", " + std::to_string(machine.cpus) + " usable";
   here.isa = edgekit_isa_name(edgekit_cpu_features());
   here.model_bytes = model.info().file_bytes;
   here.model_crc = crc32(reinterpret_cast<const uint8_t*>(checksums.data()), checksums.size() * sizeof(uint32_t));

@@ -18,7 +18,7 @@ struct Calibration {
 // What a calibration holds for, and for nothing else.
 struct CalibratedFor {
   std::string cpu;
-  std::string cpus;  // all of the machine, as the system writes it: "0-3"
+  std::string cpus;  // of the machine, and how many this process may run on: "0-3, 4 usable"
   std::string isa;
   uint64_t model_bytes = 0;
   uint32_t model_crc = 0;  // of the checksums of the file's sections
