@@ -138,7 +138,7 @@ def test_a_gate_that_is_not_passed_gives_code_5_after_the_figures(bundle, model,
     given = ("eval", bundle, "--text", tmp_path / "text", "--json")
     done = run(*given, "--reference", other, "--gate", "degraded", code=5)
     assert json.loads(done.stdout)["verdict"] == "collapsed"
-    assert "edgekit: the model is collapsed and --gate asks for degraded: perplexity " in done.stderr
+    assert "edgekit: the model is collapsed and --gate asks for degraded: same_top 0.0" in done.stderr
     assert "same_top" in done.stderr and "hint: a recipe with more bits" in done.stderr
     run(*given, "--reference", model, "--gate", "coherent")
 
