@@ -23,14 +23,17 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Imports and runs the command line. Importing takes a second or two, in which nothing is there to clean up."""
-    signal.signal(signal.SIGINT, _end_at_once)
+    is_heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # as it is in a script's background
+    if is_heard:
+        signal.signal(signal.SIGINT, _end_at_once)
     if importlib.util.find_spec("edgekit._kernels") is None:
         sys.stderr.write(_NOT_INSTALLED)
         sys.exit(TargetMissing.exit_code)
     try:
         from edgekit.cli import main as command_line
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if is_heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         command_line(prog_name="edgekit")
     except KeyboardInterrupt:
         sys.stderr.write("edgekit: interrupted\n")

@@ -578,6 +578,27 @@ def test_an_interrupt_while_it_is_imported_gives_code_130_and_no_traceback(tmp_p
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "edgekit: interrupted\n")
 
 
+def test_signals_that_are_ignored_stay_ignored(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr("edgekit.cli.verify.open_bundle", lambda path: found.append(signal.getsignal(signal.SIGHUP)))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        CliRunner().invoke(main, ["verify", "x"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found == [signal.SIG_IGN]
+
+    stub = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(77)\n"
+    (tmp_path / "click.py").write_text(stub)
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$0" -P -m edgekit targets', sys.executable],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        check=False,
+    )
+    assert done.returncode == 77
+
+
 def test_the_installed_command_is_the_module():
     done = subprocess.run(
         [sys.executable, "-P", "-m", "edgekit", "--help"], capture_output=True, text=True, check=False
