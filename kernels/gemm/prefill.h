@@ -21,8 +21,8 @@ struct Stretch {
   const float* a_scale;
   const int32_t* a_sum;
   size_t groups;         // in a whole row: the stride of a_scale and a_sum
-  const uint8_t* bytes;  // kDepth * kTile from tile to tile
-  const float* w_scale;  // as Scales unpacks them; kMostGroups groups from tile to tile
+  const uint8_t* bytes;  // as many from tile to tile as the longest stretch takes
+  const float* w_scale;  // as Scales unpacks them; those of the longest stretch from tile to tile
   int32_t bias;
   bool first;  // c starts at 0
   float* c;

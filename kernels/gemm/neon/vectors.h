@@ -70,6 +70,16 @@ inline int32_t bias_of_group(size_t blocks, const int8_t* a) {
   return vaddvq_s32(sum);
 }
 
+// Of the sums of level * a for q2 and t2, what decode() asks. A level of t2 is the code, one of q2 is 2 * code + 1:
+// kDoubled.
+template <bool kDoubled>
+struct TwoBitCodes {
+  static constexpr size_t kBits = 2;
+  static constexpr bool kHalved = kDoubled;
+  static constexpr int8_t kLow = kDoubled ? -3 : -2, kTop = kDoubled ? 1 : 0;
+  static constexpr int8_t kBias[kQuads] = {kLow, kLow, kLow, kTop, kLow, kLow, kLow, kTop};
+};
+
 constexpr size_t kStretchGroups = 256;
 
 // The product for one row at a time. Sums::of_group gives the sums of level * a over the blocks of a group, when told

@@ -17,13 +17,9 @@ inline void add_planes(Columns (&planes)[4], const uint8_t* codes, int8x16_t a) 
   }
 }
 
-// Sums of level * a. A level of t2 is the code, one of q2 is 2 * code + 1: kDoubled.
 template <bool kDoubled>
-struct TwoBitSums {
-  static constexpr size_t kBits = 2;
-  static constexpr bool kHalved = kDoubled;
-  static constexpr int8_t kLow = kDoubled ? -3 : -2, kTop = kDoubled ? 1 : 0;
-  static constexpr int8_t kBias[kQuads] = {kLow, kLow, kLow, kTop, kLow, kLow, kLow, kTop};
+struct TwoBitSums : TwoBitCodes<kDoubled> {
+  using TwoBitCodes<kDoubled>::kBits;
 
   static Columns of_group(size_t blocks, const uint8_t* codes, const int8_t* a, int32_t bias) {
     Columns planes[4] = {};
