@@ -13,6 +13,7 @@
 #include <map>
 #include <set>
 
+#include "bench_rows.h"
 #include "edgekit/cpu.h"
 #include "failure.h"
 #include "machine.h"
@@ -208,16 +209,10 @@ double take_sample(const std::function<double()>& pass) {
 }
 
 std::string find_doubt(const std::string& test, const Tried& of) {
-  const auto count = static_cast<double>(of.samples.size());
-  double mean = 0;
-  for (const double seconds : of.samples) {
-    mean += 1 / seconds / count;
-  }
-  double squares = 0;
-  for (const double seconds : of.samples) {
-    squares += (1 / seconds - mean) * (1 / seconds - mean);
-  }
-  const double spread = of.samples.size() > 1 ? std::sqrt(squares / (count - 1)) / mean : 0;
+  BenchRow row;
+  row.tokens = 1;
+  row.samples = of.samples;
+  const double spread = row.spread_of_rate() / row.mean_rate();
   if (spread <= kMostSpread) {
     return {};
   }
