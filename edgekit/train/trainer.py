@@ -47,6 +47,7 @@ class DispersionTrainer(Trainer):
         self.rounding = rounding
         self._recipes: Sequence[Recipe] = tuple(map(parse_recipe, rounding.recipes)) if rounding else ()
         self._terms: dict[str, list[Tensor]] = {}
+        self._logits: Tensor | None = None
 
     def compute_loss(
         self,
@@ -56,14 +57,16 @@ class DispersionTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the base class, plus the dispersion term in training."""
-        if self.dispersion is None or self.dispersion_weight == 0 or not model.training:
+        if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mask = inputs.get("attention_mask")
-        asked = {**inputs, "output_hidden_states": True}
+        disperses = self.dispersion is not None and self.dispersion_weight != 0
+        asked = {**inputs, "output_hidden_states": True} if disperses else inputs
         loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
-        term = self.dispersion(outputs.hidden_states, mask)
-        self._count("dispersion", term)
-        loss = loss + self.dispersion_weight * term / self._parts(num_items_in_batch)
+        self._logits = outputs.logits.detach()
+        if self.dispersion is not None and disperses:
+            term = self.dispersion(outputs.hidden_states, inputs.get("attention_mask"))
+            self._count("dispersion", term)
+            loss = loss + self.dispersion_weight * term / self._parts(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _parts(self, num_items_in_batch: Tensor | int | None) -> int:
@@ -74,21 +77,19 @@ class DispersionTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of the base class; where rounding is on, the gradient of the rounded model's divergence is added."""
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        rounding = self.rounding
-        if rounding is None or self.state.global_step < rounding.start * self.state.max_steps:
+        rounding, wanted = self.rounding, self._logits
+        self._logits = None  # not kept over the next step: it is the largest of all tensors
+        if rounding is None or wanted is None or self.state.global_step < rounding.start * self.state.max_steps:
             return loss
         inputs = self._prepare_inputs(inputs)
         plain = {name: value for name, value in inputs.items() if name != "labels"}
         draw = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         recipe = self._recipes[int(torch.randint(len(self._recipes), (), generator=draw))]
-        with self.compute_loss_context_manager():
-            with torch.no_grad():
-                wanted = model(**plain).logits
-            with rounded(rounded_matrices(model, recipe)):
-                found = model(**plain).logits
-                term = divergence(wanted, found, inputs.get("attention_mask"))
-                scaled = rounding.weight * term / self.current_gradient_accumulation_steps
-                self.accelerator.backward(scaled)
+        with self.compute_loss_context_manager(), rounded(rounded_matrices(model, recipe)):
+            found = model(**plain).logits
+            term = divergence(wanted, found, inputs.get("attention_mask"))
+            scaled = rounding.weight * term / self.current_gradient_accumulation_steps
+            self.accelerator.backward(scaled)
         self._count("rounding", term)
         return loss + scaled.detach()
 
