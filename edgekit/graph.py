@@ -139,7 +139,7 @@ class Session:
                 file = save_graph(model, Path(self._folder.name))
             else:
                 file = model
-            self._session = _load(file, _session_options(threads, prepack=prepack, exact=exact), folds=prepack)
+            self._session = _load(file, session_options(threads, prepack=prepack, exact=exact), folds=prepack)
         except BaseException:
             self.close()
             raise
@@ -235,7 +235,8 @@ def _load(file: Path, options: onnxruntime.SessionOptions, *, folds: bool) -> on
         raise Damaged(f"ONNX Runtime cannot load {file}: {reason:.300}", hint="compile again") from error
 
 
-def _session_options(threads: int, *, prepack: bool, exact: bool) -> onnxruntime.SessionOptions:
+def session_options(threads: int, *, prepack: bool = False, exact: bool = False) -> onnxruntime.SessionOptions:
+    """How every session here runs; `Session` says what `prepack` and `exact` do."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
