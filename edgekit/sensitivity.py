@@ -5,6 +5,7 @@ The parts are the embedding, every block and the head; a tied head is the embedd
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from edgekit.scheme import Scheme
 Progress = Callable[[int, int], None]  # multiply-adds a token done, in all
 States = list[Float32]  # of each sequence, [s, hidden]
 
-_HEAD = "lm_head.weight"
+# Nats a token: a fifth of the KLD at which a model is no longer coherent (coherence.py).
+HURTS: Final = 0.1
+_HEAD: Final = "lm_head.weight"
 
 
 def measure_sensitivity(
@@ -67,6 +70,12 @@ def measure_sensitivity(
 def sensitivity_work(decoder: Decoder, schemes: Sequence[Scheme]) -> int:
     """Multiply-adds a token that `measure_sensitivity` takes; those of attention itself are not counted."""
     return _Walk(decoder, schemes, lambda done, total: None).total
+
+
+def hurting(divergences: Mapping[str, Mapping[Scheme, float]], scheme: Scheme) -> list[tuple[str, float]]:
+    """The parts whose divergence in `scheme` is above HURTS, with it, the worst first."""
+    found = [(part, by_scheme[scheme]) for part, by_scheme in divergences.items() if by_scheme[scheme] > HURTS]
+    return sorted(found, key=lambda each: -each[1])
 
 
 class _Walk:
