@@ -116,6 +116,23 @@ def load_graph(directory: Path) -> Graph:
     return Graph(model, decoder, context, lambda: made_from)
 
 
+def with_biases(graph: Graph) -> Graph:
+    """The graph with a bias on every linear layer but the head: zeros where the checkpoint has none."""
+    decoder = dataclasses.replace(graph.decoder, qkv_bias=True, o_bias=True, mlp_bias=True)
+    missing = decoder.tensor_shapes().keys() - graph.decoder.tensor_shapes().keys()
+    model = graph.model.clone()
+    for node in [node for node in model.graph if f"{node.name}.bias" in missing]:
+        result = node.outputs[0]
+        name, shape = f"{node.name}.bias", decoder.tensor_shapes()[f"{node.name}.bias"]
+        zeros = ir.tensor(np.zeros(shape, np.float32), name=name)
+        bias = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(zeros.dtype), const_value=zeros)
+        model.graph.register_initializer(bias)
+        total = ir.Value(name=f"{node.name}.add_bias", shape=result.shape, type=result.type)
+        ir.convenience.replace_all_uses_with(result, total)
+        model.graph.insert_after(node, ir.node("Add", [result, bias], outputs=[total], name=total.name))
+    return dataclasses.replace(graph, model=model, decoder=decoder)
+
+
 class Session:
     """A decoder in ONNX, run on stock ONNX Runtime with a cache that is updated in place.
 
@@ -139,7 +156,7 @@ class Session:
                 file = save_graph(model, Path(self._folder.name))
             else:
                 file = model
-            self._session = _load(file, session_options(threads, prepack=prepack, exact=exact), folds=prepack)
+            self._session = open_session(file, threads=threads, prepack=prepack, exact=exact)
         except BaseException:
             self.close()
             raise
@@ -219,20 +236,31 @@ class Session:
         return logits
 
 
-def _load(file: Path, options: onnxruntime.SessionOptions, *, folds: bool) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path | bytes, *, threads: int, prepack: bool = False, exact: bool = False, data: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """`model`, a file or one's bytes with its larger tensors in the folder `data`, on the CPU; see Session.
+
+    Raises:
+        Damaged: ONNX Runtime cannot load it.
+    """
+    options = session_options(threads, prepack=prepack, exact=exact)
+    if data is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
     try:
         return onnxruntime.InferenceSession(
-            file,
+            model,
             options,
             providers=["CPUExecutionProvider"],
             # It would store the transposed embedding of a tied head a second time; unfolded it is fused.
-            disabled_optimizers=None if folds else ["ConstantFolding"],
+            disabled_optimizers=None if prepack else ["ConstantFolding"],
             # There is nothing to fall back to, and the attempt is printed to stdout.
             enable_fallback=0,
         )
     except RUNTIME_ERRORS as error:
         reason = "".join(character if character.isprintable() else "?" for character in str(error))
-        raise Damaged(f"ONNX Runtime cannot load {file}: {reason:.300}", hint="compile again") from error
+        name = data if isinstance(model, bytes) else model
+        raise Damaged(f"ONNX Runtime cannot load {name}: {reason:.300}", hint="compile again") from error
 
 
 def session_options(threads: int, *, prepack: bool = False, exact: bool = False) -> onnxruntime.SessionOptions:

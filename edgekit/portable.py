@@ -108,6 +108,8 @@ class _Portable:
                 self.store_halves(value, tensor)
             elif not tensor.scheme.is_float:
                 self.store_codes(value, tensor)
+        for name, vector in quant.vectors.items():
+            self.graph.initializers[name].const_value = ir.tensor(vector, name=name)
         onnx_ir.passes.common.RemoveUnusedNodesPass()(self.model)
 
     def store_halves(self, value: ir.Value, tensor: QuantTensor) -> None:

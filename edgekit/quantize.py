@@ -19,8 +19,8 @@ import numpy.typing as npt
 from edgekit.checkpoint import Checkpoint
 from edgekit.disk import reserve, writing
 from edgekit.errors import Damaged, Unsupported, UsageError
-from edgekit.graph import Graph
-from edgekit.methods import find_method
+from edgekit.graph import Graph, with_biases
+from edgekit.methods import Inputs, Method, find_method
 from edgekit.passes.gated import gated_pairs
 from edgekit.scheme import Recipe, Scheme
 
@@ -62,12 +62,14 @@ class QuantGraph:
     """A graph with a scheme for every weight matrix and, once quantized, their codes and scales.
 
     `tensors`, `vectors` (norms and biases, float32) and `errors` (squared error relative to the squared weights) are
-    empty until `quantize`. A tied head is the embedding and appears once. `notes` are for the person.
+    empty until `quantize`. A tied head is the embedding and appears once. `calibrated_on` is a digest of the tokens
+    that the inputs were measured on, if they were. `notes` are for the person.
     """
 
     graph: Graph
     recipe: Recipe
     schemes: Mapping[str, Scheme]
+    calibrated_on: str | None = None
     notes: tuple[str, ...] = ()
     tensors: Mapping[str, QuantTensor] = field(default_factory=dict)
     vectors: Mapping[str, Float32] = field(default_factory=dict)
@@ -75,16 +77,18 @@ class QuantGraph:
 
     @property
     def made_from(self) -> str:
-        """Digest of the checkpoint and the recipe: equal for equal codes and scales."""
+        """Digest of the checkpoint, the recipe and what it was calibrated on: equal for equal codes and scales."""
         schemes = {name: str(scheme) for name, scheme in self.schemes.items()}
         parts = [SCHEMA, self.graph.made_from, self.recipe.method, schemes]
+        parts += [] if self.calibrated_on is None else [self.calibrated_on]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def assign(graph: Graph, recipe: Recipe) -> QuantGraph:
+def assign(graph: Graph, recipe: Recipe, *, calibrated_on: str | None = None) -> QuantGraph:
     """The graph with a scheme for every weight matrix, and no data.
 
-    Gate and up are stored in one matrix, so both get the scheme of the one with more bits.
+    Gate and up are stored in one matrix, so both get the scheme of the one with more bits. A method that corrects
+    biases gives one to every linear layer but the head.
 
     Raises:
         UsageError: a pattern of the recipe that no matrix matches.
@@ -98,8 +102,8 @@ def assign(graph: Graph, recipe: Recipe) -> QuantGraph:
                 f"the recipe's pattern '{rule.pattern}' matches no weight matrix that an earlier one leaves",
                 hint=f"names are like {', '.join(name.removesuffix('.weight') for name in matrices[:3])}",
             )
-    for rule in rules.values():
-        find_method(rule.method)
+    if find_method(recipe.method).corrects_biases:
+        graph = with_biases(graph)
     schemes = {name: rule.scheme for name, rule in rules.items()}
     raised: Counter[str] = Counter()
     for pair in gated_pairs(graph.model.graph):
@@ -109,7 +113,7 @@ def assign(graph: Graph, recipe: Recipe) -> QuantGraph:
             raised[f"{_part(low)} is {schemes[high]} and not {schemes[low]}, as {_part(high)}"] += 1
             schemes[low] = schemes[high]
     notes = (f"{what} in {count} layers: they are one matrix" for what, count in raised.items())
-    return QuantGraph(graph, recipe, schemes, tuple(notes))
+    return QuantGraph(graph, recipe, schemes, calibrated_on, tuple(notes))
 
 
 def quantize(
@@ -117,52 +121,69 @@ def quantize(
     checkpoint: Checkpoint,
     recipe: Recipe,
     *,
+    inputs: Mapping[str, Inputs] | None = None,
+    calibrated_on: str | None = None,
     directory: Path | None = None,
     progress: Progress | None = None,
 ) -> QuantGraph:
     """The graph with its weights quantized; codes and scales lie in files in `directory`, or in memory without one.
 
+    `inputs` of the matrices are as `measure_inputs` gives them.
+
     Raises:
-        UsageError, Unsupported: as `assign`; also weights too large for f16.
+        UsageError, Unsupported: as `assign`; also a method that needs inputs without any, weights too large for f16.
         Damaged: weights that are not finite.
     """
-    quant = assign(graph, recipe)
-    shapes = graph.decoder.tensor_shapes()
+    quant = assign(graph, recipe, calibrated_on=calibrated_on)
+    method = find_method(recipe.method)
+    if method.needs_inputs and inputs is None:
+        raise UsageError(
+            f"the method {recipe.method} needs the inputs of the linear layers",
+            hint="edgekit.calibrate.measure_inputs measures them on a text",
+        )
+    shapes = quant.graph.decoder.tensor_shapes()
+    vectors = {name: _vector(checkpoint, name, shape) for name, shape in shapes.items() if len(shape) == 1}
+    for name, vector in vectors.items():
+        _check_finite(vector, name)
     total, done = sum(int(np.prod(shapes[name])) for name in quant.schemes), 0
     tensors, errors = {}, {}
     for name, scheme in quant.schemes.items():
         shape = (shapes[name][0], shapes[name][1])
         tensor = _allocate(name, scheme, shape, directory)
+        of_matrix = None if inputs is None else inputs.get(name)
+        bias = vectors.get(f"{name.removesuffix('.weight')}.bias") if method.corrects_biases else None
         lost = kept = 0.0
         for start, weights in checkpoint.read_blocks(name):
             if progress is not None:
                 progress(name, done + start * shape[1], total)
             _check_finite(weights, name)
             stop = start + len(weights)
-            _fill(tensor, start, stop, weights, recipe.rule_for(name).method)
+            _fill(tensor, start, stop, weights, method, of_matrix)
             difference = tensor.values(start, stop) - weights
+            if bias is not None and of_matrix is not None:
+                bias[start:stop] -= difference @ of_matrix.mean
             lost += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
             kept += float(np.einsum("nk,nk->", weights, weights, dtype=np.float64))
         tensors[name], errors[name] = _settled(tensor, directory), lost / kept if kept else 0.0
         done += shape[0] * shape[1]
-    vectors = {name: checkpoint.read(name) for name, shape in shapes.items() if len(shape) == 1}
-    for name, vector in vectors.items():
-        _check_finite(vector, name)
     if progress is not None:
         progress("", total, total)
     quant = replace(quant, tensors=tensors, vectors=vectors, errors=errors)
     if directory is not None:
+        _write_biases(quant, directory)
         _write_index(quant, directory)
     return quant
 
 
-def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directory: Path) -> QuantGraph:
-    """What `quantize` wrote to `directory` for the same graph and recipe.
+def open_quantized(
+    graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directory: Path, *, calibrated_on: str | None = None
+) -> QuantGraph:
+    """What `quantize` wrote to `directory` for the same graph, recipe and calibration.
 
     Raises:
         Damaged: the directory holds something else, or its files do not have the sizes they must.
     """
-    quant = assign(graph, recipe)
+    quant = assign(graph, recipe, calibrated_on=calibrated_on)
     hint = f"delete {directory} and compile again"
     try:
         index = json.loads((directory / INDEX).read_text("utf-8"))
@@ -170,8 +191,8 @@ def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directo
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{directory / INDEX} is not readable: {error}", hint=hint) from error
     if found != quant.made_from:
-        raise Damaged(f"{directory} was made from another checkpoint or recipe", hint=hint)
-    shapes = graph.decoder.tensor_shapes()
+        raise Damaged(f"{directory} was made from another checkpoint, recipe or calibration", hint=hint)
+    shapes = quant.graph.decoder.tensor_shapes()
     tensors = {}
     for name, scheme in quant.schemes.items():
         n, k = shapes[name]
@@ -183,7 +204,14 @@ def open_quantized(graph: Graph, checkpoint: Checkpoint, recipe: Recipe, directo
         if found_as != ((n, k), _stored_type(scheme), (n, _groups(scheme, k)), np.dtype(np.uint16)):
             raise Damaged(f"the files of {name} in {directory} have the wrong shape or type", hint=hint)
         tensors[name] = QuantTensor(name, scheme, (n, k), codes, scales)
-    vectors = {name: checkpoint.read(name) for name, shape in shapes.items() if len(shape) == 1}
+    vectors = {name: _vector(checkpoint, name, shape) for name, shape in shapes.items() if len(shape) == 1}
+    for name in _corrected(quant):
+        try:
+            vectors[name] = np.load(directory / f"{name}.npy", allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise Damaged(f"the file of {name} in {directory} is not readable: {error}", hint=hint) from error
+        if vectors[name].shape != shapes[name] or vectors[name].dtype != np.float32:
+            raise Damaged(f"the file of {name} in {directory} has the wrong shape or type", hint=hint)
     return replace(quant, tensors=tensors, vectors=vectors, errors=errors)
 
 
@@ -225,13 +253,25 @@ def _allocate(name: str, scheme: Scheme, shape: tuple[int, int], directory: Path
     return QuantTensor(name, scheme, shape, codes, make("scales", _groups(scheme, shape[1]), np.dtype(np.uint16)))
 
 
-def _fill(tensor: QuantTensor, start: int, stop: int, weights: Float32, method: str) -> None:
+def _fill(tensor: QuantTensor, start: int, stop: int, weights: Float32, method: Method, inputs: Inputs | None) -> None:
     if not tensor.scheme.is_float:
-        tensor.codes[start:stop], tensor.scales[start:stop] = find_method(method)(weights, tensor.scheme)
+        tensor.codes[start:stop], tensor.scales[start:stop] = method.quantize_matrix(weights, tensor.scheme, inputs)
         return
     if tensor.scheme.format == "f16" and np.abs(weights).max(initial=0) > np.finfo(np.float16).max:
         raise Unsupported(f"{tensor.name} has weights beyond the range of f16", hint="give it f32 or q8 in the recipe")
     tensor.codes[start:stop] = weights
+
+
+def _vector(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Float32:
+    """The vector `name`; zeros for a bias that the checkpoint does not have."""
+    return checkpoint.read(name) if name in checkpoint.tensors else np.zeros(shape, np.float32)
+
+
+def _corrected(quant: QuantGraph) -> list[str]:
+    """The biases that are not the checkpoint's."""
+    if not find_method(quant.recipe.method).corrects_biases:
+        return []
+    return [name for name in quant.graph.decoder.tensor_shapes() if name.endswith(".bias")]
 
 
 def _check_finite(weights: Float32, name: str) -> None:
@@ -259,6 +299,13 @@ def _mapped(directory: Path, name: str) -> tuple[Array, UInt16]:
         np.lib.format.open_memmap(directory / f"{name}.{part}.npy", mode="r") for part in ("codes", "scales")
     )
     return codes, scales
+
+
+def _write_biases(quant: QuantGraph, directory: Path) -> None:
+    for name in _corrected(quant):
+        file = directory / f"{name}.npy"
+        with writing(file):
+            np.save(file, quant.vectors[name])
 
 
 def _write_index(quant: QuantGraph, directory: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgekit.errors import Unsupported, UsageError, one_of
 
 GROUPS = (32, 64, 128)
+DEFAULT_METHOD = "rtn"
 
 # name -> (lowest code, highest code, offset, bits a code takes in memory)
 _FORMATS = {
@@ -79,20 +80,19 @@ def parse_scheme(text: str) -> Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Tensors whose name matches `pattern` (shell wildcards, without `.weight`) get `scheme` by `method`."""
+    """Tensors whose name matches `pattern` (shell wildcards, without `.weight`) get `scheme`."""
 
     pattern: str
     scheme: Scheme
-    method: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which scheme and method every weight matrix gets. The first matching rule wins, then head, then default."""
+    """The method, and which scheme every weight matrix gets: the first matching rule wins, then head, then default."""
 
     default: Scheme
     head: Scheme
-    method: str = "rtn"
+    method: str = DEFAULT_METHOD
     rules: tuple[Rule, ...] = ()
 
     def rule_for(self, tensor: str) -> Rule:
@@ -102,10 +102,11 @@ class Recipe:
             if fnmatch.fnmatchcase(name, rule.pattern):
                 return rule
         is_head = name.endswith(("embed_tokens", "lm_head"))
-        return Rule(name, self.head if is_head else self.default, self.method)
+        return Rule(name, self.head if is_head else self.default)
 
     def __str__(self) -> str:
         parts = [str(self.default), f"head={self.head}"]
+        parts += [f"method={self.method}"] if self.method != DEFAULT_METHOD else []
         parts += [f"{rule.pattern}={rule.scheme}" for rule in self.rules]
         return ",".join(parts)
 
@@ -121,7 +122,7 @@ def _recipe(default: str, entries: list[tuple[str, str]], method: str) -> Recipe
     for written, name in entries:
         pattern = written.removesuffix(".weight")
         # So that the recipe as text, which a bundle keeps, is read as the same recipe.
-        if not pattern or pattern != pattern.strip() or "," in pattern or "=" in pattern:
+        if not pattern or pattern != pattern.strip() or "," in pattern or "=" in pattern or pattern == "method":
             raise UsageError(
                 f"'{written}' in the recipe is not a pattern",
                 hint="the name of a matrix with * and ?, without commas, equals signs and outer spaces",
@@ -130,7 +131,7 @@ def _recipe(default: str, entries: list[tuple[str, str]], method: str) -> Recipe
             raise UsageError(f"the recipe names '{pattern}' twice")
         schemes[pattern] = parse_scheme(name)
     head = schemes.pop("head", None) or _head_for(scheme)
-    rules = (Rule(pattern, rule, method) for pattern, rule in schemes.items())
+    rules = (Rule(pattern, rule) for pattern, rule in schemes.items())
     return Recipe(scheme, head, method, tuple(rules))
 
 
@@ -147,20 +148,25 @@ def find_recipe(text: str) -> Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """The recipe `SCHEME[,head=SCHEME][,PATTERN=SCHEME...]`. Opens no file: the text may be a stranger's.
+    """The recipe `SCHEME[,head=SCHEME][,method=METHOD][,PATTERN=SCHEME...]`. Opens no file: it may be a stranger's.
 
     Raises:
         UsageError: not of that form.
         Unsupported: an unknown scheme.
     """
     default, *rest = [part.strip() for part in text.split(",")]
-    entries = []
+    entries, method = [], None
     for part in rest:
         pattern, equals, scheme = part.partition("=")
         if not (pattern and equals and scheme):
             raise UsageError(f"'{part}' in the recipe is not PATTERN=SCHEME", hint="for example head=q4g64")
-        entries.append((pattern.strip(), scheme.strip()))
-    return _recipe(default, entries, "rtn")
+        if pattern.strip() != "method":
+            entries.append((pattern.strip(), scheme.strip()))
+        elif method is None:
+            method = scheme.strip()
+        else:
+            raise UsageError("the recipe names 'method' twice")
+    return _recipe(default, entries, method or DEFAULT_METHOD)
 
 
 def _read_recipe(path: Path) -> Recipe:
@@ -182,7 +188,7 @@ def _read_recipe(path: Path) -> Recipe:
         raise UsageError(f"tensors in the recipe {path} is not a table", hint="write a [tensors] section")
     entries = [("head", table["head"])] if "head" in table else []
     entries += tensors.items()
-    method = table.get("method", "rtn")
+    method = table.get("method", DEFAULT_METHOD)
     for key, value in [("method", method), *entries]:
         if not isinstance(value, str):
             raise UsageError(f"'{key}' in the recipe {path} is not a string", hint='for example "q4g64" or "rtn"')

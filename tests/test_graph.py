@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.errors import Damaged, UsageError
-from edgekit.graph import Graph, Session, build_graph, load_graph, save_graph
+from edgekit.graph import Graph, Session, build_graph, load_graph, save_graph, with_biases
 from edgekit.onnx_decoder import rotation
 from edgekit.testing import make_checkpoint
 
@@ -192,6 +192,26 @@ def test_the_same_graph_is_saved_to_the_same_bytes(tmp_path, checkpoint):
         save_graph(build_graph(checkpoint, context=CONTEXT), tmp_path / name)
     for file in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_biases_of_zeros_change_nothing_and_those_of_the_checkpoint_stay(tmp_path, model_type):
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", model_type=model_type))
+    plain = build_graph(checkpoint, context=CONTEXT)
+    biased = with_biases(plain)
+    onnx.checker.check_model(save_graph(biased, tmp_path / "graph"), full_check=True)
+    names = {name for name in biased.model.graph.initializers if name.endswith(".bias")}
+    assert names == {name for name in biased.decoder.tensor_shapes() if name.endswith(".bias")} and len(names) == 14
+    for name in names:
+        expected = checkpoint.read(name) if name in checkpoint.tensors else np.zeros(plain_rows(biased, name))
+        np.testing.assert_array_equal(biased.model.graph.initializers[name].const_value.numpy(), expected)
+    assert with_biases(biased).model.graph.num_nodes() == biased.model.graph.num_nodes()
+    with Session(biased) as session, Session(plain) as without:
+        np.testing.assert_allclose(session.logits(random_ids(20)), without.logits(random_ids(20)), rtol=0, atol=1e-6)
+
+
+def plain_rows(graph: Graph, bias: str) -> int:
+    return graph.decoder.tensor_shapes()[bias.replace(".bias", ".weight")][0]
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path, graph):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from edgekit.calibrate import measure_inputs
 from edgekit.checkpoint import open_checkpoint
 from edgekit.graph import Graph, Session, build_graph
 from edgekit.portable import portable_onnx
@@ -187,3 +188,20 @@ def test_the_same_codes_give_the_same_bytes(tmp_path: Path) -> None:
         portable_onnx(quant, tmp_path / name / "model.onnx")
     for file in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_biases_are_those_of_the_quantized_graph(tmp_path: Path, model_type: str) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", model_type=model_type))
+    inputs = measure_inputs(checkpoint, [IDS])
+    graph = build_graph(checkpoint, context=CONTEXT)
+    quant = quantize(graph, checkpoint, parse_recipe("q2g32,method=rtn_bias"), inputs=inputs)
+    portable_onnx(quant, tmp_path / "model.onnx")
+    expected = with_values(quant)
+    for name, vector in quant.vectors.items():
+        expected.model.graph.initializers[name].const_value = ir.Tensor(vector, name=name)
+    with Session(expected) as reference, Session(tmp_path / "model.onnx", prepack=True, exact=True) as session:
+        logits = reference.logits(IDS)
+        np.testing.assert_allclose(session.logits(IDS), logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+    with Session(with_values(quant)) as uncorrected:
+        assert np.abs(uncorrected.logits(IDS) - logits).max() > 0.01 * np.abs(logits).max()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgekit.calibrate import measure_inputs
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Graph, build_graph
+from edgekit.methods import Inputs, gptq
 from edgekit.methods.rtn import quantize_matrix
 from edgekit.quantize import QuantGraph, assign, open_quantized, quantize, widen_bf16
 from edgekit.scheme import parse_recipe, parse_scheme
@@ -128,6 +131,84 @@ def test_an_unknown_method_is_refused(graph: Graph) -> None:
         assign(graph, dataclasses.replace(parse_recipe("q4g32"), method="magic"))
 
 
+@pytest.fixture(scope="module")
+def inputs(checkpoint: Checkpoint) -> Mapping[str, Inputs]:
+    return measure_inputs(checkpoint, [np.arange(16), np.arange(100, 116)])
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn_bias"])
+def test_a_method_that_needs_inputs_is_refused_without(checkpoint: Checkpoint, graph: Graph, method: str) -> None:
+    with pytest.raises(UsageError, match=f"the method {method} needs the inputs of the linear layers"):
+        quantize(graph, checkpoint, parse_recipe(f"q4g32,method={method}"))
+
+
+def test_gptq_gets_the_inputs_of_each_matrix(
+    checkpoint: Checkpoint, graph: Graph, inputs: Mapping[str, Inputs]
+) -> None:
+    quant = quantize(graph, checkpoint, parse_recipe("q3g64,method=gptq"), inputs=inputs)
+    for name in (UP, EMBEDDING):  # a tied head is calibrated as the head
+        scheme = quant.schemes[name]
+        codes, scales = gptq.quantize_matrix(checkpoint.read(name), scheme, inputs[name])
+        np.testing.assert_array_equal(quant.tensors[name].codes, codes)
+        np.testing.assert_array_equal(quant.tensors[name].scales, scales)
+        assert not np.array_equal(codes, quantize_matrix(checkpoint.read(name), scheme)[0])
+    assert len(quant.vectors) == 5 and quant.graph is graph
+
+
+def test_an_embedding_that_is_no_head_is_rounded_to_nearest(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, tied=False))
+    quant = quantize(
+        build_graph(checkpoint, context=16),
+        checkpoint,
+        parse_recipe("q3g64,head=q3g64,method=gptq"),
+        inputs=measure_inputs(checkpoint, [np.arange(16)]),
+    )
+    codes, _ = quantize_matrix(checkpoint.read(EMBEDDING), parse_scheme("q3g64"))
+    np.testing.assert_array_equal(quant.tensors[EMBEDDING].codes, codes)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_biases_take_off_what_rounding_adds_on_average(tmp_path: Path, model_type: str) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", model_type=model_type))
+    graph, recipe = build_graph(checkpoint, context=16), parse_recipe("q2g64,method=rtn_bias")
+    inputs = measure_inputs(checkpoint, [np.arange(16)])
+    plain = quantize(graph, checkpoint, parse_recipe("q2g64"))
+    (tmp_path / "codes").mkdir()
+    for quant in (
+        quantize(graph, checkpoint, recipe, inputs=inputs),
+        quantize(graph, checkpoint, recipe, inputs=inputs, directory=tmp_path / "codes"),
+        open_quantized(graph, checkpoint, recipe, tmp_path / "codes"),
+    ):
+        decoder = quant.graph.decoder
+        assert decoder.qkv_bias and decoder.o_bias and decoder.mlp_bias
+        assert len([name for name in quant.vectors if name.endswith(".bias")]) == 2 * 7
+        for name, tensor in quant.tensors.items():
+            np.testing.assert_array_equal(tensor.codes, plain.tensors[name].codes)
+            bias = f"{name.removesuffix('.weight')}.bias"
+            if name != EMBEDDING:
+                lost = checkpoint.read(name).astype(np.float64) - tensor.values()
+                before = checkpoint.read(bias) if bias in checkpoint.tensors else 0
+                np.testing.assert_allclose(quant.vectors[bias], before + lost @ inputs[name].mean, rtol=0, atol=1e-5)
+    assert (UP.replace("weight", "bias") in plain.vectors) is False and graph.decoder == checkpoint.decoder
+
+
+@pytest.mark.parametrize("content", [None, b"", np.zeros(3, np.float32), np.zeros(96)])
+def test_a_corrected_bias_that_is_damaged_is_refused(
+    checkpoint: Checkpoint, graph: Graph, inputs: Mapping[str, Inputs], tmp_path: Path, content: object
+) -> None:
+    recipe = parse_recipe("q4g32,method=rtn_bias")
+    quantize(graph, checkpoint, recipe, inputs=inputs, directory=tmp_path)
+    file = tmp_path / f"{UP.removesuffix('.weight')}.bias.npy"
+    if isinstance(content, np.ndarray):
+        np.save(file, content)
+    else:
+        file.unlink()
+        if content is not None:
+            file.write_bytes(b"")
+    with pytest.raises(Damaged, match=r"the file of model\.layers\.0\.mlp\.up_proj\.bias in .* (is not|has the wrong)"):
+        open_quantized(graph, checkpoint, recipe, tmp_path)
+
+
 def test_progress_rises_to_the_end(checkpoint: Checkpoint, graph: Graph) -> None:
     calls: list[tuple[str, int, int]] = []
     quantize(graph, checkpoint, parse_recipe("q4g32"), progress=lambda *call: calls.append(call))
@@ -201,7 +282,7 @@ def test_the_same_weights_and_recipe_give_the_same_files(checkpoint: Checkpoint,
 
 def test_a_folder_of_another_recipe_is_refused(checkpoint: Checkpoint, graph: Graph, tmp_path: Path) -> None:
     quantize(graph, checkpoint, parse_recipe("q4g32"), directory=tmp_path)
-    with pytest.raises(Damaged, match="made from another checkpoint or recipe"):
+    with pytest.raises(Damaged, match="made from another checkpoint, recipe or calibration"):
         open_quantized(graph, checkpoint, parse_recipe("q4g64"), tmp_path)
 
 
@@ -252,6 +333,12 @@ def test_made_from_changes_with_schemes_and_weights_only(checkpoint: Checkpoint,
     assert assign(graph, parse_recipe("q4g64")).made_from != digest
     other = replaced(checkpoint, tmp_path / "other", UP, 0.25)
     assert assign(build_graph(other, context=16), parse_recipe("q4g32")).made_from != digest
+    calibrated = {
+        assign(graph, parse_recipe(f"q4g32,method={method}"), calibrated_on=on).made_from
+        for method in ("rtn", "gptq", "rtn_bias")
+        for on in (None, "a", "b")
+    }
+    assert len(calibrated) == 9 and digest in calibrated
 
 
 def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:

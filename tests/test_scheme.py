@@ -92,10 +92,21 @@ def test_a_recipe_is_written_as_it_is_read() -> None:
     assert parse_recipe(str(parse_recipe("q3g32"))) == parse_recipe("q3g32")
 
 
+def test_the_method_is_part_of_the_text_unless_it_is_rtn() -> None:
+    recipe = parse_recipe("q2g64,*.up_proj=q4g64,method=gptq")
+    assert recipe.method == "gptq" and str(recipe) == "q2g64,head=q4g64,method=gptq,*.up_proj=q4g64"
+    assert parse_recipe(str(recipe)) == recipe
+    assert str(parse_recipe("q4g64,method=rtn")) == "q4g64,head=q4g64"
+    with pytest.raises(UsageError, match="names 'method' twice"):
+        parse_recipe("q4g64,method=rtn,method=gptq")
+
+
 def test_a_recipe_file_says_the_same_as_the_string(tmp_path: Path) -> None:
     file = tmp_path / "small.toml"
     file.write_text('scheme = "q2g64"\nmethod = "rtn"\nhead = "q4g64"\n[tensors]\n"*.down_proj" = "q4g64"\n')
     assert find_recipe(str(file)) == parse_recipe("q2g64,head=q4g64,*.down_proj=q4g64")
+    file.write_text('scheme = "q2g64"\nmethod = "gptq"\n')
+    assert find_recipe(str(file)) == parse_recipe("q2g64,method=gptq")
 
 
 @pytest.mark.parametrize("text", ["q4g64,head", "q4g64,=q4g64", "q4g64,head=", "q4g64,"])
@@ -129,7 +140,7 @@ def test_a_recipe_file_that_makes_no_sense_is_refused(tmp_path: Path, content: s
         find_recipe(str(file))
 
 
-@pytest.mark.parametrize("pattern", ["a,b", "a=b", " a", "a ", "", ".weight", "a,head=q2g32"])
+@pytest.mark.parametrize("pattern", ["a,b", "a=b", " a", "a ", "", ".weight", "a,head=q2g32", "method"])
 def test_a_pattern_that_the_text_of_the_recipe_could_not_hold_is_refused(tmp_path: Path, pattern: str) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(f'scheme = "q4g64"\n[tensors]\n"{pattern}" = "q4g64"\n')

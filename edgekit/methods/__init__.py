@@ -1,12 +1,12 @@
 """Ways to choose the codes and scales of a weight matrix; one a file, found by name.
 
-`methods/<name>.py` defines `quantize_matrix(weights, scheme, *, importance)`: codes int8 [n, k] and bf16 scales (their
-bits, uint16 [n, groups]) for float32 weights [n, k]. `importance` [k], if given, weighs the error of each column.
+`methods/<name>.py` defines METHOD. Rows are quantized each on its own, so a matrix may come in blocks of rows.
 """
 
 import importlib
 import pkgutil
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,26 @@ Int8 = npt.NDArray[np.int8]
 UInt16 = npt.NDArray[np.uint16]
 
 
-class QuantizeMatrix(Protocol):
-    """Codes [n, k] and the bits of the bf16 scales [n, groups] of a matrix, each row on its own."""
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a matrix (n, k) is multiplied by, over `tokens` tokens x: the means of x x^T, [k, k], and of x, [k]."""
 
-    def __call__(
-        self, weights: Float32, scheme: Scheme, *, importance: Float32 | None = None
-    ) -> tuple[Int8, UInt16]: ...
+    second: Float32
+    mean: Float32
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Codes int8 [n, k] and bf16 scales (their bits, uint16 [n, groups]) for weights [n, k], by `quantize_matrix`.
+
+    `needs_inputs`: of no use without the inputs of the linear layers; a matrix that only looks up rows has none.
+    `corrects_biases`: what rounding adds to a layer's mean result is taken off its bias afterwards.
+    """
+
+    quantize_matrix: Callable[[Float32, Scheme, Inputs | None], tuple[Int8, UInt16]]
+    needs_inputs: bool = False
+    corrects_biases: bool = False
 
 
 def known_methods() -> tuple[str, ...]:
@@ -32,7 +46,7 @@ def known_methods() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
-def find_method(name: str) -> QuantizeMatrix:
+def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
@@ -40,5 +54,6 @@ def find_method(name: str) -> QuantizeMatrix:
     """
     if name not in known_methods():
         raise Unsupported(f"unknown quantization method '{name}'", hint=one_of(known_methods()))
-    method: QuantizeMatrix = importlib.import_module(f"edgekit.methods.{name}").quantize_matrix
+    method = importlib.import_module(f"edgekit.methods.{name}").METHOD
+    assert isinstance(method, Method)
     return method
