@@ -227,9 +227,9 @@ def make_probe(
     length = min(context, PROBE_WINDOW)
     ids = ids[:PROBE_TOKENS]
     sequences = [np.concatenate([lead, window]) for window in windows(ids, length - len(lead))]
-    prompts = [np.concatenate([lead, prompt]) for prompt in _prompts(ids, continuations, length)]
+    begun = [np.concatenate([lead, prompt]) for prompt in prompts(ids, continuations, length)]
     count = min(CONTINUATION_TOKENS, context - PROMPT_TOKENS - len(lead))
-    total = sum(map(len, sequences)) + _DECODE_WEIGHT * len(prompts) * count
+    total = sum(map(len, sequences)) + _DECODE_WEIGHT * len(begun) * count
     done = 0
     nll, scored, top = 0.0, 0, 0
     body = bytearray()
@@ -243,15 +243,15 @@ def make_probe(
         scored += len(sequence) - 1
         done += len(sequence)
         on_progress(done, total)
-    continued: list[list[int]] = []
-    for prompt in prompts:
+    texts: list[list[int]] = []
+    for prompt in begun:
         body += struct.pack("<I", len(prompt)) + prompt.astype("<u4").tobytes()
-        continued.append([])
-        for token in _continued(model, prompt, count):
-            continued[-1].append(token)
+        texts.append([])
+        for token in continued(model, prompt, count):
+            texts[-1].append(token)
             done += _DECODE_WEIGHT
             on_progress(done, total)
-    header = _PROBE_HEADER.pack(PROBE_VERSION, len(sequences), top, len(prompts), count, rep4(continued), nll, scored)
+    header = _PROBE_HEADER.pack(PROBE_VERSION, len(sequences), top, len(begun), count, rep4(texts), nll, scored)
     return header + bytes(body)
 
 
@@ -271,7 +271,7 @@ def _probe_sequence(sequence: Tokens, logits: Logits, top: int) -> tuple[bytes, 
     return b"".join(parts), nll
 
 
-def _prompts(ids: Tokens, count: int, length: int) -> list[Tokens]:
+def prompts(ids: Tokens, count: int, length: int) -> list[Tokens]:
     """`count` prompts; none where a context of `length` cannot hold one and what follows, fewer where they overlap."""
     if length < PROMPT_TOKENS + 8:
         return []
@@ -279,7 +279,7 @@ def _prompts(ids: Tokens, count: int, length: int) -> list[Tokens]:
     return [ids[at * len(ids) // count :][:PROMPT_TOKENS] for at in range(count)]
 
 
-def _continued(model: ReferenceModel, prompt: Tokens, count: int) -> Iterator[int]:
+def continued(model: ReferenceModel, prompt: Tokens, count: int) -> Iterator[int]:
     """`count` greedy tokens after `prompt`; an end-of-text token does not stop it."""
     model.reset()
     token = int(model.prefill(prompt.tolist())[-1].argmax())
