@@ -4,8 +4,10 @@ import importlib.resources
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edgekit.cache import Cache, code_digest
@@ -57,26 +59,46 @@ def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
 def tokens_of(checkpoint: Checkpoint, text: str, *, special: bool = False) -> Tokens:
     """`text` in tokens; `special` adds what the tokenizer puts around a text.
 
-    A tokenizer that the runner would refuse is refused here too: its patterns are a stranger's, and the package would
-    run any of them.
-
     Raises:
         Unsupported: the checkpoint has no tokenizer, or one with a step that edgekit does not know.
         Damaged: its tokenizer is malformed, or gives tokens that the model does not have.
     """
-    file, vocab = tokenizer_file(checkpoint), checkpoint.decoder.vocab
+    ids = np.array(open_tokenizer(checkpoint).encode(text, add_special_tokens=special).ids, np.uint32)
+    check_tokens(checkpoint, ids)
+    return ids
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer.
+
+    One that the runner would refuse is refused here too: its patterns are a stranger's, and the package would run any
+    of them.
+
+    Raises:
+        Unsupported: the checkpoint has no tokenizer, or one with a step that edgekit does not know.
+        Damaged: its tokenizer is malformed.
+    """
+    file = tokenizer_file(checkpoint)
     read_tokenizer(file)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_file(str(file))
     except Exception as error:
         # The package raises nothing narrower for a file that it cannot read.
         raise Damaged(f"{file} is not a tokenizer: {error}", hint="download it again") from error
-    ids = np.array(tokenizer.encode(text, add_special_tokens=special).ids, np.uint32)
+
+
+def check_tokens(checkpoint: Checkpoint, ids: npt.NDArray[Any]) -> None:
+    """Refuses tokens that the model does not have.
+
+    Raises:
+        Damaged: there is one.
+    """
+    vocab = checkpoint.decoder.vocab
     if len(ids) and ids.max() >= vocab:
         raise Damaged(
-            f"{file} gives the token {ids.max()} and the model has {vocab}", hint="they belong to different models"
+            f"{checkpoint.tokenizer_file} gives the token {ids.max()} and the model has {vocab}",
+            hint="they belong to different models",
         )
-    return ids
 
 
 def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progress: Progress) -> Session:

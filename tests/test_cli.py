@@ -26,7 +26,7 @@ from edgekit.measure import Generation, Measurement
 from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
 
-COMMANDS = ["bench", "compile", "estimate", "eval", "inspect", "run", "targets", "verify"]
+COMMANDS = ["bench", "compile", "estimate", "eval", "inspect", "run", "targets", "train", "verify"]
 COMMAND_LINE = [sys.executable, "-P", "-m", "edgekit.cli"]
 
 

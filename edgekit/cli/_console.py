@@ -16,7 +16,7 @@ from edgekit.errors import UsageError
 from edgekit.transports import printable
 from edgekit.units import Bytes, Seconds
 
-# Without a terminal, a stage at work says so no more often than this.
+# Without a terminal, a stage at work says so no more often than this, and than each tenth of its time.
 _LINE_EVERY = Seconds(10)
 _MOST_DIGITS = 18
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -122,6 +122,7 @@ class Stages:
         self._now = now
         self._began = self._stage_began = self._said = now()
         self._stage = ""
+        self._first = 0  # parts that were done before the stage began
         self._bar: Progress | None = None
         self._task: Any = None
         if sys.stderr.isatty():
@@ -148,24 +149,24 @@ class Stages:
         """`done` of `total` parts of `stage` are finished; a total of 0 is not known."""
         if stage != self._stage:
             self._finish()
-            self._begin(stage)
+            self._begin(stage, done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total or None)
             return
         now = self._now()
-        if now - self._said >= _LINE_EVERY and 0 < done < total:
-            elapsed = now - self._stage_began
-            left = Seconds(elapsed / done * (total - done))
+        elapsed = now - self._stage_began
+        if now - self._said >= max(_LINE_EVERY, elapsed / 10) and self._first < done < total:
+            left = Seconds(elapsed / (done - self._first) * (total - done))
             say(f"{stage}: {done / total:.0%} after {Seconds(elapsed)}, about {left} left")
             self._said = now
 
-    def _begin(self, stage: str) -> None:
-        self._stage, self._stage_began = stage, self._now()
+    def _begin(self, stage: str, first: int) -> None:
+        self._stage, self._stage_began, self._first = stage, self._now(), first
         self._said = self._stage_began
         if self._bar is not None:
             # Not before there is something to show: lines written until now stay above the bar.
             self._bar.start()
-            self._task = self._bar.add_task(stage, total=None)
+            self._task = self._bar.add_task(stage, total=None, completed=first)
         else:
             say(f"{stage} ...")
 

@@ -13,6 +13,7 @@ A relative path is looked up beside the recipe.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import UsageError
+from edgekit.methods import find_method
 from edgekit.schema import problems
 from edgekit.scheme import parse_recipe
 
@@ -123,9 +125,13 @@ class TrainingRecipe:
         return replace(self, losses=self.arms[name], arms={}, training=replace(self.training, seed=seed))
 
     def as_json(self) -> dict[str, Any]:
-        """Every value, defaults too."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        """Every value, defaults too; of files and folders the names alone, wherever they lie."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_name))
         return found
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
 
 
 def read_recipe(path: Path) -> TrainingRecipe:
@@ -185,7 +191,7 @@ def _matching(patterns: list[str], folder: Path, part: str) -> tuple[Path, ...]:
         anchor = Path(path.anchor)
         matches = sorted(anchor.glob(str(path.relative_to(anchor)))) if path.anchor else sorted(folder.glob(pattern))
         if not matches:
-            raise UsageError(f"text.{part}: no file is {path}", hint="paths are relative to the recipe")
+            raise UsageError(f"text.{part}: there is no file {path}", hint="paths are relative to the recipe")
         found += matches
     return tuple(found)
 
@@ -195,12 +201,37 @@ def _check(recipe: TrainingRecipe) -> None:
     if model is not None and (model.hidden % (2 * model.heads) or model.heads % model.kv_heads):
         raise UsageError(
             f"model: hidden {model.hidden} is not an even number for each of {model.heads} heads, or these are not"
-            f" a multiple of kv_heads {model.kv_heads}"
+            f" a multiple of kv_heads {model.kv_heads}",
+            hint="hidden a multiple of 2 * heads, heads one of kv_heads",
         )
+    try:
+        re.compile(recipe.text.separator or "")
+    except re.error as error:
+        raise UsageError(
+            f"text.separator '{recipe.text.separator}' is not a regular expression: {error}",
+            hint="a backslash before what stands for itself",
+        ) from error
     if recipe.arms and recipe.losses != Arm():
         raise UsageError("[dispersion] and [rounding] stand beside [arms]", hint="move them into an arm")
     for arm in (recipe.losses, *recipe.arms.values()):
         for name in arm.rounding.recipes if arm.rounding else ():
             parse_recipe(name)
+        if model is not None:
+            check_layers(arm, model.layers)
     for name in recipe.sweep.recipes:
         parse_recipe(name)
+    for name in recipe.sweep.methods:
+        find_method(name)
+
+
+def check_layers(arm: Arm, layers: int) -> None:
+    """Refuses a dispersion of layers that a model of so many blocks does not have.
+
+    Raises:
+        UsageError: it names such a layer.
+    """
+    for layer in (arm.dispersion and arm.dispersion.layers) or ():
+        if not -layers <= layer < layers:
+            raise UsageError(
+                f"dispersion.layers: there is no layer {layer}", hint=f"from 0 to {layers - 1}, or -1 for the last"
+            )

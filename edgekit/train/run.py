@@ -1,181 +1,139 @@
 """One training run: from a recipe to a Hugging Face folder, continued where it stopped if it was killed.
 
-The folder holds, while the run goes on, `checkpoints/`; at the end the model with its tokenizer, `recipe.json` (the
-recipe with every default) and `training.json` (the held-out curve, condensation by layer, seconds).
+The folder holds, while the run goes on, `recipe.json` (the recipe with every default, and digests of what it names) and
+`checkpoints/`; at the end the model with its tokenizer, and `training.json` (the held-out curve, seconds), which is
+written last: where it is, the run is finished.
+
+A run is told from another by recipe.json without [sweep]: by what the files contain, not by where they lie.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerState, TrainingArguments
+from transformers.utils import logging
 
+from edgekit.cache import sync_tree
 from edgekit.checkpoint import open_checkpoint
-from edgekit.errors import Damaged, UsageError
+from edgekit.disk import make_folder, make_hidden, told_as, writing
+from edgekit.errors import Damaged, DoesNotFit, UsageError
+from edgekit.train.checkpoints import Saved, last_saved
 from edgekit.train.dispersion import DispersionLoss
-from edgekit.train.recipe import NewModel, TrainingRecipe
-from edgekit.train.text import END_OF_TEXT, Sequences, tokenize, train_tokenizer
+from edgekit.train.recipe import TrainingRecipe
+from edgekit.train.start import Start, make_model, make_start
+from edgekit.train.text import END_OF_TEXT, digest
 from edgekit.train.trainer import DispersionTrainer, Rounding
+from edgekit.train.watch import Progress, Stop, Tell, Watch
 
-Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 Record = dict[str, Any]
 
-_EVALUATED_SEQUENCES = 256
+# Other processes wait this long for the first to tokenize, and to measure what was trained.
+_LONGEST_WAIT_SECONDS: Final = 7 * 24 * 3600
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
-def train(recipe: TrainingRecipe, output: Path, *, work: Path, progress: Progress) -> Record:
+def train(
+    recipe: TrainingRecipe, output: Path, *, work: Path, progress: Progress, tell: Tell = lambda sentence: None
+) -> Record:
     """Trains as the recipe says, writes the model to `output`, and returns what training.json holds.
 
     Tokens and tokenizer are kept in `work`, for other runs on the same text. A run that was interrupted goes on from
-    its last checkpoint; one that is finished is not run again.
+    its last whole checkpoint; one that is finished is not run again. SIGINT, SIGTERM and SIGHUP are answered after the
+    step at work, which is saved. Under `accelerate launch` each process calls this; the first one writes.
 
     Raises:
-        UsageError: `output` holds another run, or the text is too short.
+        UsageError: `output` holds another run, the text is too short, or the recipe has arms.
+        Damaged: a text, checkpoint or run that is cut short or altered.
+        DoesNotFit: too little memory or disk.
+        KeyboardInterrupt: the run was asked to stop.
     """
-    if finished := _finished(recipe, output):
-        return finished
-    output.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
-    _write_json(output / "recipe.json", recipe.as_json())
-    tokenizer = _tokenizer(recipe, work, progress)
-    progress("tokenize", 0, 0)
-    text, begin = recipe.text, _begin(recipe, tokenizer)
-    tokens, held_out = (
-        tokenize(files, tokenizer, work / f"{name}.tokens", separator=text.separator, begin=begin)
-        for name, files in (("train", text.train), ("held-out", text.held_out))
-    )
-    trained_on = Sequences(tokens, text.context)
-    evaluated = Sequences(held_out[: _EVALUATED_SEQUENCES * recipe.text.context], recipe.text.context)
-    model = _model(recipe, tokenizer)
-    trainer = _trainer(recipe, model, trained_on, evaluated, output / "checkpoints", progress)
-    began = time.monotonic()
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output / "checkpoints"))
-    after = trainer.evaluate()["eval_loss"]
-    record = {
-        "schema": 1,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": trainer.state.global_step * _tokens_a_step(recipe, trainer.accelerator.num_processes),
-        "steps": trainer.state.global_step,
-        "text_tokens": len(trained_on) * recipe.text.context,
-        "seconds": time.monotonic() - began,
-        "held_out_loss_before": before,
-        "held_out_loss": after,
-        "held_out_perplexity": math.exp(min(after, 700)),
-        "log": trainer.state.log_history,
-    }
-    if trainer.accelerator.is_main_process:
-        _save(model, tokenizer, recipe, output)
-        _write_json(output / "training.json", record)
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    if recipe.arms:
+        raise UsageError("the recipe has [arms], which are several runs", hint="edgekit train --twins trains them all")
+    arguments = _arguments(recipe, output / "checkpoints")
+    with _quiet(), _no_room(output):
+        with arguments.main_process_first(local=False):
+            resolved = _resolved(recipe, arguments.world_size)
+            if finished := _finished(resolved, output):
+                return finished
+            make_folder(work)
+            start = make_start(recipe, work, processes=arguments.world_size, progress=progress)
+            arguments.max_steps = start.steps
+            if arguments.process_index == 0:
+                tell(start.as_sentence())
+                make_folder(output)
+                _write_json(output / "recipe.json", resolved)
+            saved = last_saved(output / "checkpoints", tell)
+        record = _trained(start, arguments, saved, output, progress, tell)
+        if arguments.process_index == 0:
+            _write_json(output / "training.json", record)
+            shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return record
 
 
-def _finished(recipe: TrainingRecipe, output: Path) -> Record | None:
-    """The record of the finished run of this recipe in `output`, if that is what it holds."""
+def _resolved(recipe: TrainingRecipe, processes: int) -> dict[str, Any]:
+    text = recipe.text
+    made_from: dict[str, Any] = {"train": [*map(digest, text.train)], "held_out": [*map(digest, text.held_out)]}
+    if twice := set(made_from["train"]) & set(made_from["held_out"]):
+        names = [file.name for file in text.held_out if digest(file) in twice]
+        raise UsageError(f"{', '.join(names)} is in text.train and in text.held_out", hint="hold out another text")
+    if recipe.checkpoint is not None:
+        made_from["from"] = open_checkpoint(recipe.checkpoint).digest
+    return {"schema": 1, "processes": processes, **recipe.as_json(), "made_from": made_from}
+
+
+def _finished(resolved: Mapping[str, Any], output: Path) -> Record | None:
+    """The record of the finished run in `output`, if that is what it holds."""
     if not output.exists():
         return None
+    found = _read_json(output / "recipe.json")
+    if found is None:
+        if not output.is_dir() or any(output.iterdir()):
+            raise UsageError(f"{output} exists and is not a training run", hint="choose another -o")
+        return None
+    other = [name for name in resolved if name != "sweep" and found.get(name) != resolved[name]]
+    if other:
+        raise UsageError(
+            f"{output} holds a run of another recipe, which differs in {', '.join(other)}",
+            hint="choose another -o, or delete it",
+        )
+    return _read_json(output / "training.json")
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((output / "recipe.json").read_text("utf-8"))
-    except FileNotFoundError:
-        if any(output.iterdir()):
-            raise UsageError(f"{output} exists and is not a training run", hint="choose another -o") from None
+        found = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise Damaged(f"{output / 'recipe.json'} is not JSON: {error}", hint="delete the folder") from error
-    if found != recipe.as_json():
-        raise UsageError(f"{output} holds a run of another recipe", hint="choose another -o, or delete it")
-    record = output / "training.json"
-    return json.loads(record.read_text("utf-8")) if record.exists() else None
+        raise Damaged(f"{file} is not JSON: {error}", hint="delete the folder") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"{file} is not a JSON object", hint="delete the folder")
+    return found
 
 
-def _tokenizer(recipe: TrainingRecipe, work: Path, progress: Progress) -> Tokenizer:
-    if recipe.checkpoint is not None:
-        file = open_checkpoint(recipe.checkpoint).tokenizer_file
-        if file is None:
-            raise UsageError(f"{recipe.checkpoint} holds no tokenizer.json")
-        return Tokenizer.from_file(str(file))
-    file = work / f"tokenizer-{recipe.text.vocab}.json"
-    if not file.exists():
-        progress("train the tokenizer", 0, 0)
-        temporary = file.with_suffix(".part")
-        train_tokenizer(recipe.text.train, recipe.text.vocab, recipe.text.separator).save(str(temporary))
-        temporary.replace(file)
-    return Tokenizer.from_file(str(file))
-
-
-def _begin(recipe: TrainingRecipe, tokenizer: Tokenizer) -> int | None:
-    """The token that stands before a document: what the model begins a text with."""
-    if recipe.checkpoint is None:
-        return tokenizer.token_to_id(END_OF_TEXT)
-    checkpoint = open_checkpoint(recipe.checkpoint)
-    return checkpoint.bos_id if checkpoint.bos_id is not None else next(iter(checkpoint.eos_ids), None)
-
-
-def _model(recipe: TrainingRecipe, tokenizer: Tokenizer) -> nn.Module:
-    set_seed(recipe.training.seed)
-    if recipe.model is not None:
-        return LlamaForCausalLM(_config(recipe.model, recipe, tokenizer))
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(str(recipe.checkpoint), dtype=torch.float32)
-    return model
-
-
-def _config(model: NewModel, recipe: TrainingRecipe, tokenizer: Tokenizer) -> LlamaConfig:
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    return LlamaConfig(
-        hidden_size=model.hidden,
-        intermediate_size=model.intermediate,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads,
-        vocab_size=tokenizer.get_vocab_size(),
-        max_position_embeddings=recipe.text.context,
-        tie_word_embeddings=model.tied,
-        rms_norm_eps=1e-5,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-
-
-def _tokens_a_step(recipe: TrainingRecipe, processes: int) -> int:
-    return recipe.training.batch * recipe.training.accumulate * recipe.text.context * processes
-
-
-def _trainer(
-    recipe: TrainingRecipe,
-    model: nn.Module,
-    trained_on: Sequences,
-    evaluated: Sequences,
-    checkpoints: Path,
-    progress: Progress,
-) -> DispersionTrainer:
-    training, losses = recipe.training, recipe.losses
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = max(1, training.tokens // _tokens_a_step(recipe, processes))
-    every = max(1, steps // training.evaluations)
-    arguments = TrainingArguments(
+def _arguments(recipe: TrainingRecipe, checkpoints: Path) -> TrainingArguments:
+    training = recipe.training
+    return TrainingArguments(
         output_dir=str(checkpoints),
-        max_steps=steps,
         per_device_train_batch_size=training.batch,
         per_device_eval_batch_size=training.batch,
         gradient_accumulation_steps=training.accumulate,
@@ -187,24 +145,66 @@ def _trainer(
         max_grad_norm=1.0,
         bf16=training.dtype == "bfloat16",
         seed=training.seed,
-        logging_steps=every,
         eval_strategy="steps",
-        eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
         save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=_LONGEST_WAIT_SECONDS,
     )
-    dispersion = losses.dispersion
-    return DispersionTrainer(
+
+
+def _trained(
+    start: Start, arguments: TrainingArguments, saved: Saved | None, output: Path, progress: Progress, tell: Tell
+) -> Record:
+    """The record of the run after its last step; the first process has written the model."""
+    every = max(1, start.steps // start.recipe.training.evaluations)
+    arguments.eval_steps = arguments.save_steps = every
+    arguments.logging_steps = max(1, every // 10)
+    model = make_model(start)
+    with Stop() as stop:
+        watch = Watch(progress, tell, stop, tokens_a_step=start.tokens_a_step, seconds=saved.seconds if saved else 0.0)
+        trainer = _trainer(start, model, arguments, watch)
+        before = trainer.evaluate()["eval_loss"]
+        if saved is not None and saved.step >= start.steps:
+            load_model(model, saved.folder / "model.safetensors")
+            trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
+            seconds = saved.seconds
+        else:
+            if saved is not None:
+                tell(f"going on after step {saved.step} of {start.steps}")
+            trainer.train(resume_from_checkpoint=None if saved is None else str(saved.folder))
+            seconds = watch.seconds
+        if trainer.state.global_step < start.steps:
+            raise KeyboardInterrupt
+        trainer.remove_callback(watch)  # the last of them was told
+        after = trainer.evaluate()["eval_loss"]
+        if arguments.process_index == 0:
+            _save(model, start, output)
+    return {
+        "schema": 1,
+        "parameters": start.parameters,
+        "tokens": start.tokens(start.steps),
+        "steps": start.steps,
+        "text_tokens": len(start.trained_on) * start.recipe.text.context,
+        "seconds": seconds,
+        "held_out_loss_before": before,
+        "held_out_loss": after,
+        "held_out_perplexity": math.exp(min(after, 700)),
+        "log": trainer.state.log_history,
+    }
+
+
+def _trainer(start: Start, model: nn.Module, arguments: TrainingArguments, watch: Watch) -> DispersionTrainer:
+    dispersion, rounding = start.recipe.losses.dispersion, start.recipe.losses.rounding
+    trainer = DispersionTrainer(
         model=model,
         args=arguments,
-        train_dataset=trained_on,
-        eval_dataset=evaluated,
-        callbacks=[_Reports(progress)],
+        train_dataset=start.trained_on,
+        eval_dataset=start.evaluated,
+        callbacks=[watch],
         dispersion=None
         if dispersion is None
         else DispersionLoss(
@@ -215,49 +215,93 @@ def _trainer(
             layers=dispersion.layers,
         ),
         dispersion_weight=dispersion.weight if dispersion else 0.0,
-        rounding=None
-        if losses.rounding is None
-        else Rounding(losses.rounding.recipes, losses.rounding.weight, losses.rounding.start),
+        rounding=None if rounding is None else Rounding(rounding.recipes, rounding.weight, rounding.start),
     )
+    trainer.remove_callback(PrinterCallback)  # to stdout
+    return trainer
 
 
-class _Reports(TrainerCallback):
-    """Tells `progress` after every step, and nothing else: the base class prints its logs."""
+def _save(model: nn.Module, start: Start, output: Path) -> None:
+    """Writes model and tokenizer to `output`, each file whole or not at all."""
+    folder = make_hidden(".unfinished-", output)
+    try:
+        with told_as(folder, output):
+            model.to(torch.bfloat16 if start.recipe.training.dtype == "bfloat16" else torch.float32)
+            model.save_pretrained(folder)  # type: ignore[operator]
+            _save_tokenizer(start, folder)
+            sync_tree(folder)
+            for file in folder.iterdir():
+                file.replace(output / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        self._progress("train", state.global_step, state.max_steps)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole: the trainer's state is the last of its files."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def _save(model: nn.Module, tokenizer: Tokenizer, recipe: TrainingRecipe, output: Path) -> None:
-    model.to(torch.bfloat16 if recipe.training.dtype == "bfloat16" else torch.float32)
-    model.save_pretrained(output)  # type: ignore[operator]
-    if recipe.checkpoint is None:
+def _save_tokenizer(start: Start, folder: Path) -> None:
+    if start.checkpoint is None:
         PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=tokenizer,
+            tokenizer_object=start.tokenizer,
             bos_token=END_OF_TEXT,
             eos_token=END_OF_TEXT,
-            model_max_length=recipe.text.context,
-        ).save_pretrained(output)
+            model_max_length=start.recipe.text.context,
+        ).save_pretrained(folder)
         return
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        if (recipe.checkpoint / name).exists():
-            shutil.copyfile(recipe.checkpoint / name, output / name)
+    for name in _TOKENIZER_FILES:
+        if (start.checkpoint.path / name).exists():
+            with writing(folder / name):
+                shutil.copyfile(start.checkpoint.path / name, folder / name)
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=1, default=_plain), "utf-8")
-    temporary.replace(file)
+    try:
+        with writing(file):
+            temporary.write_text(json.dumps(_plain(value), indent=1, allow_nan=False), "utf-8")
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else str(value)
+    """`value` as JSON has it: numbers that are not finite are null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers neither logs nor shows bars of its own while this lasts."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _no_room(output: Path) -> Iterator[None]:
+    """While this lasts what torch and safetensors raise about full memory and disks is raised as what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory() from error
+    except (RuntimeError, SafetensorError) as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text:
+            raise _out_of_memory() from error
+        if any(sign in text for sign in ("PytorchStreamWriter", os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG))):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
+        raise
+
+
+def _out_of_memory() -> DoesNotFit:
+    return DoesNotFit("there is too little memory to train", hint="lower training.batch and raise training.accumulate")

@@ -1,11 +1,18 @@
-"""Text to tokens: a byte-level BPE tokenizer trained on it, and files of token ids that training reads in place."""
+"""Text to tokens: a byte-level BPE tokenizer trained on it, and files of token ids that training reads in place.
+
+Tokenizers and tokens are kept in a folder under the digest of all they are made from, so that runs may share it.
+"""
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import json
 import lzma
+import os
 import re
+import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 
 from edgekit.disk import writing
-from edgekit.errors import UsageError
+from edgekit.errors import Damaged, UsageError
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -33,6 +40,7 @@ def read_parts(files: Sequence[Path], separator: str | None = None) -> Iterator[
 
     Raises:
         UsageError: a file that cannot be read, or is not UTF-8.
+        Damaged: a compressed file that ends early or is altered.
     """
     pattern = re.compile(separator) if separator else None
     for file in files:
@@ -40,10 +48,14 @@ def read_parts(files: Sequence[Path], separator: str | None = None) -> Iterator[
         try:
             with opener(file, "rt", encoding="utf-8") as stream:
                 yield from _parts(stream, pattern)
-        except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"cannot read the text {file}: {error}", hint="UTF-8 text, plain, .gz, .bz2 or .xz"
-            ) from error
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise Damaged(f"cannot unpack the text {file}: {error}", hint="it is cut short or altered") from error
+        except OSError as error:
+            if error.strerror is None:  # as bz2 tells of its data
+                raise Damaged(f"cannot unpack the text {file}: {error}", hint="it is altered") from error
+            raise UsageError(f"cannot read the text {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file} is not a text in UTF-8: {error.reason}", hint="convert it to UTF-8") from error
 
 
 def _parts(stream: IO[str], separator: re.Pattern[str] | None) -> Iterator[tuple[str, bool]]:
@@ -77,41 +89,83 @@ def train_tokenizer(files: Sequence[Path], vocab: int, separator: str | None = N
     return tokenizer
 
 
-def tokenize(
-    files: Sequence[Path], tokenizer: Tokenizer, file: Path, *, separator: str | None = None, begin: int | None = None
-) -> npt.NDArray[Any]:
-    """The tokens of all texts, one after the other and `begin` before each document, mapped from `file`.
+def kept_tokenizer(files: Sequence[Path], vocab: int, folder: Path, *, separator: str | None = None) -> Tokenizer:
+    """As `train_tokenizer`, kept in `folder`.
 
-    They are made once: a text file beside it says what from.
+    Raises:
+        UsageError: the text has fewer different words than that.
+    """
+    file = folder / f"tokenizer-{_key(vocab, separator, *map(digest, files))}.json"
+    if not file.exists():
+        tokenizer = train_tokenizer(files, vocab, separator)
+        if tokenizer.get_vocab_size() < vocab:
+            raise UsageError(
+                f"the text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, text.vocab asks for {vocab}",
+                hint="lower text.vocab, or give more text",
+            )
+        with _appearing(file) as stream:
+            stream.write(tokenizer.to_str().encode())
+    return Tokenizer.from_file(str(file))
+
+
+def tokenize(
+    files: Sequence[Path], tokenizer: Tokenizer, folder: Path, *, separator: str | None = None, begin: int | None = None
+) -> npt.NDArray[Any]:
+    """The tokens of all texts, one after the other and `begin` before each document, mapped from a file in `folder`.
+
+    Raises:
+        UsageError: the texts are empty, or cannot be read.
+        Damaged: a compressed file that ends early or is altered.
     """
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    stamp = file.with_suffix(".json")
-    made_from = [_digest(tokenizer), separator, begin, *map(_identity, files)]
-    if not (stamp.exists() and json.loads(stamp.read_text("utf-8")) == made_from):
-        stamp.unlink(missing_ok=True)
-        with writing(file), file.open("wb") as stream:
+    of_tokenizer = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    file = folder / f"{_key(of_tokenizer, separator, begin, *map(digest, files))}.tokens"
+    if not file.exists():
+        with _appearing(file) as stream:
             for part, begins in read_parts(files, separator):
                 ids = tokenizer.encode(part, add_special_tokens=False).ids
                 stream.write(np.array([begin, *ids] if begins and begin is not None else ids, dtype).tobytes())
-        stamp.write_text(json.dumps(made_from), "utf-8")
+    if not file.stat().st_size:
+        raise UsageError(f"there is no text in {', '.join(map(str, files))}")
     return np.memmap(file, dtype, mode="r")
 
 
-def _digest(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+def digest(file: Path) -> str:
+    """SHA-256 of the file, in hex.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read the text {file}: {error.strerror}") from error
 
 
-def _identity(file: Path) -> str:
-    status = file.stat()
-    return f"{file} {status.st_size} {status.st_mtime_ns}"
+def _key(*made_from: object) -> str:
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:40]
+
+
+@contextlib.contextmanager
+def _appearing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to write `file` with, which appears whole when the block ends without an error."""
+    with writing(file), tempfile.NamedTemporaryFile(prefix=".unfinished-", dir=file.parent, delete=False) as stream:
+        part = Path(stream.name)
+        try:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class Sequences(Dataset[dict[str, torch.Tensor]]):
     """Consecutive, disjoint sequences of `context` tokens each; labels are the inputs, as causal models expect."""
 
     def __init__(self, tokens: npt.NDArray[Any], context: int) -> None:
-        if len(tokens) < context:
-            raise UsageError(f"the text has {len(tokens)} tokens, fewer than one sequence of {context}")
+        """`tokens`, without those at the end that fill no sequence."""
         self._tokens = tokens[: len(tokens) // context * context].reshape(-1, context)
 
     def __len__(self) -> int:

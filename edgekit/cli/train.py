@@ -1,0 +1,77 @@
+"""`edgekit train`: a text and a recipe to a model, with losses that keep it whole at few bits."""
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from edgekit.cache import user_cache
+from edgekit.cli import _options
+from edgekit.cli._console import Stages, say, show_json, show_pairs
+from edgekit.errors import TargetMissing
+from edgekit.units import Seconds, rounded
+
+if TYPE_CHECKING:
+    from edgekit.train.run import Record
+
+_NEEDED: Final = ("torch", "transformers", "accelerate")
+
+
+@click.command
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write. Default: the recipe's name.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), help="Folder that keeps tokenizers and tokens. Default: in the cache."
+)
+@_options.as_json
+def command(*, recipe: Path, output: Path | None, work: Path | None, as_json: bool) -> None:
+    """Train a model as RECIPE, a TOML file, says.
+
+    RECIPE names texts, and a new model or a checkpoint to train further. The result is a Hugging Face folder, which
+    `edgekit compile` takes; training.json in it holds the figures. Interrupted, the run saves its last step, and the
+    same command goes on there. Needs torch: pip install '.[train]'. On several processes: accelerate launch -m edgekit
+    train RECIPE.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install '.[train]'")
+    from edgekit.train.recipe import read_recipe
+    from edgekit.train.run import train
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    read = read_recipe(recipe)
+    folder = output or Path(recipe.resolve().stem)
+    try:
+        with Stages() if is_first else contextlib.nullcontext(_silent) as stages:
+            record = train(
+                read,
+                folder,
+                work=work or user_cache().root / "train",
+                progress=stages,
+                tell=say if is_first else lambda sentence: None,
+            )
+    except KeyboardInterrupt:
+        say("the same command goes on where this one stopped")
+        raise
+    if not is_first:
+        return
+    if as_json:
+        show_json(record)
+    else:
+        show_pairs(_pairs(folder, record))
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _pairs(folder: Path, record: "Record") -> list[tuple[str, object]]:
+    return [
+        ("model", f"{folder}, {record['parameters'] / 1e6:.3g} million parameters"),
+        ("trained on", f"{record['tokens'] / 1e6:.4g} million tokens in {Seconds(record['seconds'])}"),
+        ("held-out loss", f"{rounded(record['held_out_loss'])} nats a token"),
+        ("perplexity", rounded(record["held_out_perplexity"])),
+    ]

@@ -1,0 +1,204 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_recipe import write_recipe
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
+
+from edgekit.checkpoint import open_checkpoint
+from edgekit.errors import Damaged, UsageError
+from edgekit.train.recipe import Arm, read_recipe
+from edgekit.train.run import train
+from edgekit.train.watch import Stop, Watch
+
+
+def run(recipe_file, name, recipe=None, told=None, progress=lambda *_: None):
+    folder = recipe_file.parent
+    told = [] if told is None else told
+    found = read_recipe(recipe_file) if recipe is None else recipe
+    return train(found, folder / name, work=folder / "work", progress=progress, tell=told.append)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from edgekit.train.recipe import read_recipe
+from edgekit.train.run import train
+torch.set_num_threads(1)
+file = Path(sys.argv[1])
+def progress(stage, done, total):
+    if stage == "train" and done == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(read_recipe(file), file.parent / "killed", work=file.parent / "work", progress=progress)
+"""
+
+
+def curve(record):
+    return [(entry["step"], entry["eval_loss"]) for entry in record["log"] if "eval_loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, one_thread):
+    """What the recipe gives when nothing interrupts it."""
+    recipe_file = write_recipe(tmp_path_factory.mktemp("straight"))
+    run(recipe_file, "out")
+    return recipe_file.parent / "out"
+
+
+def test_a_run_leaves_a_model_that_edgekit_and_transformers_open(recipe_file):
+    told = []
+    record = run(recipe_file, "out", told=told)
+    folder = recipe_file.parent / "out"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "recipe.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training.json",
+    ]
+    assert json.loads((folder / "training.json").read_text()) == record
+    assert (record["steps"], record["tokens"]) == (6, 384)
+    assert record["held_out_loss"] < record["held_out_loss_before"]
+    assert [step for step, _ in curve(record)] == [3, 6, 6]
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.decoder.vocab, checkpoint.eos_ids, checkpoint.parameters) == (300, (0,), record["parameters"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == record["parameters"]
+    assert AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)("a tree").input_ids) == (
+        "a tree"
+    )
+    assert told[0].startswith("training 0.02") and "in 6 steps takes about" in told[0]
+    assert str(recipe_file.parent) not in (folder / "recipe.json").read_text()
+
+
+def test_a_finished_run_is_not_run_again(recipe_file, straight):
+    before = (straight / "model.safetensors").stat().st_mtime_ns
+    told = []
+    assert run(recipe_file, straight, told=told) == json.loads((straight / "training.json").read_text())
+    assert told == [] and (straight / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(recipe_file, straight):
+    done = subprocess.run([sys.executable, "-c", KILLED, recipe_file], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = recipe_file.parent / "killed"
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoints", "recipe.json"]
+    told = []
+    record = run(recipe_file, "killed", told=told)
+    assert "going on after step 3 of 6" in told
+    assert_same(weights(folder), weights(straight))
+    assert curve(record) == curve(json.loads((straight / "training.json").read_text()))
+
+
+def stop_at(step):
+    """Progress that sends SIGTERM to this process after a step."""
+    return lambda stage, done, total: os.kill(os.getpid(), signal.SIGTERM) if (stage, done) == ("train", step) else None
+
+
+def test_a_signal_is_answered_after_the_step_at_work_and_nothing_of_it_is_lost(recipe_file, straight):
+    before, told = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_file, "stopped", told=told, progress=stop_at(4))
+    assert "stopping after step 4, which is saved; once more stops at once" in told
+    assert told[-1].startswith("step 4 of 6")
+    assert signal.getsignal(signal.SIGTERM) is before
+    told.clear()
+    run(recipe_file, "stopped", told=told)
+    assert "going on after step 4 of 6" in told
+    assert_same(weights(recipe_file.parent / "stopped"), weights(straight))
+
+
+def test_a_run_stopped_after_its_last_step_only_finishes(recipe_file, straight, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr("edgekit.train.run._save", fail)
+        run(recipe_file, "full")
+    assert sorted(file.name for file in (recipe_file.parent / "full").iterdir()) == ["checkpoints", "recipe.json"]
+    told = []
+    record = run(recipe_file, "full", told=told)
+    assert not any(sentence.startswith("step") for sentence in told)
+    expected = json.loads((straight / "training.json").read_text())
+    assert curve(record) == curve(expected)
+    assert_same(weights(recipe_file.parent / "full"), weights(straight))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "rng_state.pth", "seal.json"])
+def test_a_damaged_state_is_told_and_the_one_before_it_taken(recipe_file, straight, name):
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_file, "out", progress=stop_at(4))
+    states = recipe_file.parent / "out" / "checkpoints"
+    assert sorted(folder.name for folder in states.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    damaged = states / "checkpoint-4" / name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    told = []
+    run(recipe_file, "out", told=told)
+    assert f"{states / 'checkpoint-4'} is not whole: it is passed over" in told
+    assert "going on after step 3 of 6" in told
+    assert_same(weights(recipe_file.parent / "out"), weights(straight))
+
+
+def test_a_loss_that_is_no_number_ends_the_run():
+    with Stop() as stop:
+        watch = Watch(lambda *_: None, lambda sentence: None, stop, tokens_a_step=1, seconds=0.0)
+    with pytest.raises(UsageError, match="after step 7 the held-out loss is no longer a number") as caught:
+        watch.on_evaluate(None, TrainerState(global_step=7), None, {"eval_loss": float("nan")})
+    assert "learning_rate" in caught.value.hint
+
+
+def test_another_recipe_in_the_folder_is_refused_and_the_same_elsewhere_is_not(recipe_file, straight, tmp_path):
+    recipe = read_recipe(recipe_file)
+    with pytest.raises(UsageError, match="a run of another recipe, which differs in training"):
+        run(recipe_file, straight, replace(recipe, training=replace(recipe.training, seed=1)))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("toy.toml", "train.txt", "held-out.txt"):
+        (tmp_path / name).rename(moved / name)
+    told = []
+    run(recipe_file, straight, read_recipe(moved / "toy.toml"), told=told)
+    assert told == []
+    (moved / "train.txt").write_text((moved / "train.txt").read_text() + "more")
+    with pytest.raises(UsageError, match="which differs in made_from"):
+        run(recipe_file, straight, read_recipe(moved / "toy.toml"))
+
+
+def test_a_folder_of_something_else_is_left_alone(recipe_file):
+    other = recipe_file.parent / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is not a training run"):
+        run(recipe_file, "other")
+    assert [file.name for file in other.iterdir()] == ["notes.txt"]
+    with pytest.raises(UsageError, match="exists and is not a training run"):
+        run(recipe_file, "toy.toml")
+    (other / "recipe.json").write_text("{")
+    with pytest.raises(Damaged, match=r"recipe\.json is not JSON"):
+        run(recipe_file, "other")
+
+
+def test_arms_are_not_one_run(recipe_file):
+    recipe = replace(read_recipe(recipe_file), losses=Arm(), arms={"a": Arm(), "b": Arm()})
+    with pytest.raises(UsageError, match=r"the recipe has \[arms\]"):
+        run(recipe_file, "out", recipe)
+    assert not (recipe_file.parent / "out").exists()
