@@ -66,6 +66,7 @@ _MANIFEST_SCHEMA: Final[Mapping[str, Any]] = {
         "engine": _TEXT,
         "recipe": _TEXT,
         "made_from": _TEXT,
+        "calibrated_on": _TEXT_OR_NULL,
         "context": {"type": "integer", "minimum": 1},
         "kv": {"type": "string", "enum": ["f16", "q8", "f32"]},
         "required_features": {"type": "array", "items": _TEXT},
@@ -101,8 +102,9 @@ class File:
 class Contents:
     """What a bundle's manifest says besides its files. `predicted` and `coherence` are figures by name.
 
-    `made_from` is a digest of checkpoint and recipe; `kv` says how keys and values are kept; `bos` and `eos` are the
-    special tokens' texts, for chat templates.
+    `made_from` is a digest of checkpoint, recipe and calibration, `calibrated_on` one of the tokens that the inputs of
+    the linear layers were measured on, None if they were not. `kv` says how keys and values are kept; `bos` and `eos`
+    are the special tokens' texts, for chat templates.
     """
 
     target: str
@@ -110,6 +112,7 @@ class Contents:
     engine: str
     recipe: str
     made_from: str
+    calibrated_on: str | None
     context: int
     kv: str
     required_features: tuple[str, ...]
@@ -254,8 +257,8 @@ def open_bundle(path: Path) -> Bundle:
     for name in _REQUIRED[manifest["engine"]]:
         if name not in files:
             raise Damaged(f"{MANIFEST} does not list {name}", hint="compile again")
-    # A manifest from before keys and values had a choice.
-    manifest = {"kv": "f16" if manifest["engine"] == "native" else "f32", **manifest}
+    # A manifest from before keys and values had a choice, and methods a calibration.
+    manifest = {"kv": "f16" if manifest["engine"] == "native" else "f32", "calibrated_on": None, **manifest}
     given = {field.name: manifest[field.name] for field in fields(Contents)}
     given |= {name: tuple(manifest[name]) for name in ("required_features", "eos_ids")}
     return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)

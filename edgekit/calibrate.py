@@ -40,6 +40,10 @@ class _Site:
     k: int
     matrices: tuple[str, ...]
 
+    @property
+    def bytes(self) -> int:
+        return 4 * self.k * self.k
+
 
 def measure_inputs(
     checkpoint: Checkpoint,
@@ -92,6 +96,17 @@ def measure_inputs(
         return found
     _write_index(directory, sites, tokens)
     return open_inputs(directory)
+
+
+def inputs_bytes(graph: Graph) -> int:
+    """Bytes of the moments of all inputs."""
+    return sum(site.bytes for site in _sites(graph))
+
+
+def measuring_bytes(graph: Graph) -> int:
+    """Memory that the moments take while they are measured into a folder: those of a pass, and a product."""
+    sites = _sites(graph)
+    return max(sum(site.bytes for site in of_pass) for of_pass in _passes(sites)) + max(site.bytes for site in sites)
 
 
 def open_inputs(directory: Path) -> Mapping[str, Inputs]:
@@ -192,7 +207,7 @@ def _passes(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
     """Neighbours whose moments fit into memory together."""
     of_pass: list[_Site] = []
     for site in sites:
-        if of_pass and 4 * sum(other.k**2 for other in [*of_pass, site]) > _PASS_BYTES:
+        if of_pass and sum(other.bytes for other in [*of_pass, site]) > _PASS_BYTES:
             yield of_pass
             of_pass = []
         of_pass.append(site)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit.calibrate import inputs_bytes, measuring_bytes
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import PROBE_WINDOW
 from edgekit.cost import measured
 from edgekit.errors import DoesNotFit
 from edgekit.graph import build_graph
+from edgekit.methods import find_method
 from edgekit.passes import lower
 from edgekit.plan import DEFAULT_KV, Plan, default_context, kv_bytes, make_plan
 from edgekit.portable import stored_bytes
@@ -49,7 +51,7 @@ class Forecast:
         decoder = self.checkpoint.decoder
         largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
         # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
-        working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab)
+        working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab, self._calibration_memory)
         # The self-test keeps codes as they come and packed; halves it widens.
         formats = {scheme.format for scheme in self.quant.schemes.values()}
         halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
@@ -63,9 +65,27 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> Bytes:
-        """Space that compiling takes in the cache: weights in float32, as codes, and in the self-test's graph."""
+        """Space that compiling takes in the cache: weights in float32, as codes, in the self-test's graph; inputs."""
         codes = sum(codes_bytes(scheme, *self._sizes(name)) for name, scheme in self.quant.schemes.items())
-        return Bytes(4 * self.checkpoint.parameters + codes + self.onnx_bytes)
+        return Bytes(4 * self.checkpoint.parameters + codes + self.onnx_bytes + self._calibration_disk)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """True if the recipe's method needs the inputs of the linear layers."""
+        return find_method(self.quant.recipe.method).needs_inputs
+
+    @property
+    def _calibration_memory(self) -> int:
+        """What measuring inputs takes, or factoring the widest: twice in float64, and two factors in float32."""
+        if not self.needs_inputs:
+            return 0
+        decoder = self.checkpoint.decoder
+        widest = max(decoder.hidden, decoder.heads * decoder.head_dim, decoder.intermediate)
+        return max(measuring_bytes(self.quant.graph), (2 * 8 + 2 * 4) * widest * widest)
+
+    @property
+    def _calibration_disk(self) -> int:
+        return inputs_bytes(self.quant.graph) if self.needs_inputs else 0
 
     @property
     def onnx_bytes(self) -> Bytes:

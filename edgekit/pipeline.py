@@ -1,12 +1,12 @@
 """From a checkpoint to a bundle that has been tried: the whole flow, in order, on one screen.
 
-Stages that take long (reference, probe, quantize) are kept in the cache, so a compile that was interrupted goes on
-where it was.
+Stages that take long (reference, probe, calibrate, quantize) are kept in the cache, so a compile that was interrupted
+goes on where it was.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle, find_runner
@@ -23,9 +23,19 @@ from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, check_fit, forecast
 from edgekit.graph import build_graph
 from edgekit.measure import Measurement
+from edgekit.methods import find_method, known_methods
 from edgekit.plan import DEFAULT_KV, Plan
 from edgekit.quantize import QuantGraph, assign, open_quantized, quantize
-from edgekit.reference import Progress, open_reference, part_of, probe_ids, tokenizer_file
+from edgekit.reference import (
+    Calibration,
+    Progress,
+    open_measured,
+    open_reference,
+    part_of,
+    probe_ids,
+    read_calibration,
+    tokenizer_file,
+)
 from edgekit.scheme import Recipe, parse_recipe
 from edgekit.selftest import Agreement, Trial, native_trial, onnx_trial, try_model
 from edgekit.target import HOST, load_target
@@ -38,7 +48,10 @@ _CONTINUATIONS_IF_LARGE = 3
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be compiled, for what, and where to. `probe_text` None is edgekit's own."""
+    """What is to be compiled, for what, and where to. `probe_text` None is edgekit's own.
+
+    `calibration_text` is for methods that need the inputs of the linear layers, and for no others.
+    """
 
     model: Path
     target: str
@@ -48,6 +61,7 @@ class Order:
     context: int | None = None
     kv: str = DEFAULT_KV
     probe_text: str | None = None
+    calibration_text: str | None = None
     force: bool = False
     most_memory: Bytes | None = None
     gate: str | None = None  # the worst verdict with which the bundle appears
@@ -82,6 +96,7 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         raise UsageError(
             f"the engine {order.engine} keeps keys and values in float32", hint="--kv q8 needs --engine native"
         )
+    check_calibration(order.recipe, is_given=order.calibration_text is not None)
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
         on_forecast(found)
@@ -89,12 +104,13 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         if order.engine == "native":
             check_native(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
+        calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)
-        quant = _quantize(found, order.recipe, cache, progress)
+        quant = _quantize(found, calibration, cache, progress)
         trial = _WRITERS[order.engine](draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
-        bundle = draft.publish(_contents(found, order.engine, measurement))
+        bundle = draft.publish(_contents(found, quant, order.engine, measurement))
     if order.engine != "native":
         return Outcome(bundle, {}, (), agreement, measurement)
     return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement)
@@ -113,7 +129,7 @@ def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
         raise Damaged(f"manifest.json of {bundle.name}: {error.message}", hint="compile it again") from error
     try:
         # The digest does not depend on the context, and the bundle's recipe is written in full.
-        quant = assign(build_graph(checkpoint, context=1), recipe)
+        quant = assign(build_graph(checkpoint, context=1), recipe, calibrated_on=bundle.calibrated_on)
     except UsageError:
         return False  # a pattern that matches no matrix of this checkpoint
     return quant.made_from == bundle.made_from
@@ -121,7 +137,7 @@ def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
 
 def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> bytes:
     """The probe section, from the float graph."""
-    checkpoint, context = found.checkpoint, min(found.plan.context, PROBE_WINDOW)
+    checkpoint, context = found.checkpoint, _window(found)
     text = hashlib.sha256(ids.tobytes()).hexdigest()
     key = {"code": code_digest(), "checkpoint": checkpoint.digest, "context": str(context), "text": text}
     done = cache.find("probe", key)
@@ -143,20 +159,31 @@ def _probe(found: Forecast, ids: Tokens, cache: Cache, progress: Progress) -> by
     return (done / "probe").read_bytes()
 
 
-def _quantize(found: Forecast, recipe: Recipe, cache: Cache, progress: Progress) -> QuantGraph:
+def _window(found: Forecast) -> int:
+    """Tokens of a window of the probe, and of a sequence of the calibration: one reference serves both."""
+    return min(found.plan.context, PROBE_WINDOW)
+
+
+def _quantize(found: Forecast, calibration: Calibration | None, cache: Cache, progress: Progress) -> QuantGraph:
     """Codes and scales, mapped from the cache."""
-    graph, checkpoint = found.quant.graph, found.checkpoint
-    key = {"code": code_digest(), "made_from": found.quant.made_from}
+    graph, checkpoint, recipe = found.quant.graph, found.checkpoint, found.quant.recipe
+    calibrated_on, inputs = None if calibration is None else calibration.digest, None
+    key = {"code": code_digest(), "made_from": replace(found.quant, calibrated_on=calibrated_on).made_from}
     if cache.find("quantize", key) is None:
+        if calibration is not None:
+            inputs = open_measured(checkpoint, calibration, context=_window(found), cache=cache, progress=progress)
         with cache.fill("quantize", key) as folder:
 
             def report(tensor: str, done: int, total: int) -> None:
                 progress(f"quantize: {recipe}", done, total)
 
-            quantize(graph, checkpoint, recipe, directory=folder, progress=report)
+            quantize(
+                graph, checkpoint, recipe,
+                inputs=inputs, calibrated_on=calibrated_on, directory=folder, progress=report,
+            )  # fmt: skip
     folder_found = cache.find("quantize", key)
     assert folder_found is not None
-    return open_quantized(graph, checkpoint, recipe, folder_found)
+    return open_quantized(graph, checkpoint, recipe, folder_found, calibrated_on=calibrated_on)
 
 
 def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
@@ -181,15 +208,16 @@ def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, 
 _WRITERS = {"native": _write_native, "onnxruntime": _write_onnx}
 
 
-def _contents(found: Forecast, engine: str, measurement: Measurement) -> Contents:
+def _contents(found: Forecast, quant: QuantGraph, engine: str, measurement: Measurement) -> Contents:
     checkpoint, plan, is_native = found.checkpoint, found.plan, engine == "native"
     features = [name for name, feature in known_features().items() if plan.required_features >> feature.bit & 1]
     return Contents(
         target=plan.target,
         triple=found.target.triple,
         engine=engine,
-        recipe=str(found.quant.recipe),
-        made_from=found.quant.made_from,
+        recipe=str(quant.recipe),
+        made_from=quant.made_from,
+        calibrated_on=quant.calibrated_on,
         context=plan.context,
         kv=plan.kv if is_native else "f32",
         required_features=tuple(sorted(features)) if is_native else (),
@@ -213,6 +241,26 @@ def _predicted(plan: Plan) -> dict[str, float | None]:
         "deep_decode_tokens_per_second": plan.deep_decode_tokens_per_second,
         "prefill_tokens_per_second": plan.prefill_tokens_per_second,
     }
+
+
+def check_calibration(recipe: Recipe, *, is_given: bool) -> None:
+    """Nothing, if a calibration text is given where the recipe's method needs one.
+
+    Raises:
+        UsageError: it is not, or is where it would not be read.
+        Unsupported: an unknown method.
+    """
+    needs = find_method(recipe.method).needs_inputs
+    if needs and not is_given:
+        raise UsageError(
+            f"the method {recipe.method} needs a calibration text",
+            hint="--calibration FILE names one like those that the model will read",
+        )
+    if is_given and not needs:
+        able = [name for name in known_methods() if find_method(name).needs_inputs]
+        raise UsageError(
+            f"the method {recipe.method} reads no calibration text", hint=f"--calibration is for {' and '.join(able)}"
+        )
 
 
 def check_native(found: Forecast) -> None:

@@ -1,21 +1,28 @@
 """The float32 model that everything is compared with, and texts in its tokens."""
 
+import hashlib
 import importlib.resources
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from edgekit.cache import Cache, code_digest
+from edgekit.calibrate import measure_inputs, open_inputs
 from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import Tokens
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Session, build_graph, save_graph
+from edgekit.methods import Inputs
 from edgekit.tokenizer_json import read_tokenizer
+
+CALIBRATION_SEQUENCES: Final = 128
+_MOST_CHARACTERS: Final = 16  # of a text, that are read for each token wanted
 
 Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
 
@@ -54,6 +61,42 @@ def probe_ids(checkpoint: Checkpoint, text: str | None) -> Tokens:
     if len(ids) < 2:
         raise UsageError(f"the probe text has {len(ids)} tokens, too few to predict one", hint="give a longer text")
     return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Sequences of tokens to measure the inputs of the linear layers on."""
+
+    sequences: tuple[Tokens, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all sequences."""
+        each = (hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest() for ids in self.sequences)
+        return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def read_calibration(checkpoint: Checkpoint, text: str | None, *, length: int) -> Calibration | None:
+    """The beginning of `text` as at most CALIBRATION_SEQUENCES of `length` tokens, each begun as a text is.
+
+    None without a text.
+
+    Raises:
+        Unsupported, Damaged: as `tokens_of`.
+        UsageError: the text does not fill one sequence.
+    """
+    if text is None:
+        return None
+    begin = [] if checkpoint.bos_id is None else [checkpoint.bos_id]
+    each = max(1, length - len(begin))
+    ids = tokens_of(checkpoint, text[: CALIBRATION_SEQUENCES * each * _MOST_CHARACTERS])
+    if len(ids) < each:
+        raise UsageError(
+            f"the calibration text has {len(ids)} tokens, and a sequence takes {each}",
+            hint=f"give a longer text: up to {CALIBRATION_SEQUENCES} sequences are used",
+        )
+    count = min(CALIBRATION_SEQUENCES, len(ids) // each)
+    return Calibration(tuple(np.array([*begin, *part], np.uint32) for part in ids[: count * each].reshape(count, each)))
 
 
 def tokens_of(checkpoint: Checkpoint, text: str, *, special: bool = False) -> Tokens:
@@ -102,7 +145,13 @@ def check_tokens(checkpoint: Checkpoint, ids: npt.NDArray[Any]) -> None:
 
 
 def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progress: Progress) -> Session:
-    """The checkpoint's float32 graph, ready to run; its weights are written to the cache once."""
+    """The checkpoint's float32 graph, ready to run."""
+    folder = saved_reference(checkpoint, context=context, cache=cache, progress=progress)
+    return Session(folder / "model.onnx", threads=len(os.sched_getaffinity(0)))
+
+
+def saved_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progress: Progress) -> Path:
+    """The folder of the checkpoint's float32 graph; its weights are written to the cache once."""
     key = {"code": code_digest(), "checkpoint": checkpoint.digest, "context": str(context)}
     found = cache.find("reference", key)
     if found is None:
@@ -111,7 +160,23 @@ def open_reference(checkpoint: Checkpoint, *, context: int, cache: Cache, progre
             save_graph(graph, folder, progress=part_of(progress, "reference: write weights in float32"))
         found = cache.find("reference", key)
         assert found is not None
-    return Session(found / "model.onnx", threads=len(os.sched_getaffinity(0)))
+    return found
+
+
+def open_measured(
+    checkpoint: Checkpoint, calibration: Calibration, *, context: int, cache: Cache, progress: Progress
+) -> Mapping[str, Inputs]:
+    """The inputs of the linear layers, mapped from the cache; `context` is that of the graph that measures them."""
+    key = {"code": code_digest(), "checkpoint": checkpoint.digest, "tokens": calibration.digest}
+    found = cache.find("calibrate", key)
+    if found is None:
+        saved = saved_reference(checkpoint, context=context, cache=cache, progress=progress)
+        report = part_of(progress, "calibrate: run the float32 reference")
+        with cache.fill("calibrate", key) as folder:
+            measure_inputs(checkpoint, calibration.sequences, saved=saved, directory=folder, progress=report)
+        found = cache.find("calibrate", key)
+        assert found is not None
+    return open_inputs(found)
 
 
 def part_of(progress: Progress, stage: str) -> Callable[[int, int], None]:

@@ -28,6 +28,7 @@ CONTENTS = Contents(
     engine="native",
     recipe="q4g128",
     made_from="ab" * 32,
+    calibrated_on="cd" * 32,
     context=256,
     kv="q8",
     required_features=("dotprod", "neon"),
@@ -90,6 +91,14 @@ def test_a_manifest_that_does_not_say_how_keys_and_values_are_kept_is_an_older_o
     manifest |= {"engine": engine, "files": dict.fromkeys(_REQUIRED[engine], manifest["files"]["model.edge"])}
     file.write_text(json.dumps(manifest))
     assert open_bundle(tmp_path / "out").kv == kv
+
+
+def test_a_manifest_that_does_not_name_a_calibration_is_an_older_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "out").path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["calibrated_on"]
+    file.write_text(json.dumps(manifest))
+    assert open_bundle(tmp_path / "out").calibrated_on is None
 
 
 def test_the_digest_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:

@@ -86,6 +86,21 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate"], 2, "Missing option '--target'", "estimate --help"),
         (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
         (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "in float32", "--engine native"),
+        (["compile", "--target", "host", "--method", "gptq"], 2, "the method gptq needs a", "--calibration FILE"),
+        (["compile", "--target", "host", "--method", "magic"], 2, "'magic' is not one of 'gptq', 'rtn'", "--help"),
+        (
+            ["compile", "--target", "host", "--recipe", "q4g64,method=magic"],
+            3,
+            "'magic'",
+            "one of: gptq, rtn, rtn_bias",
+        ),
+        (["compile", "--target", "host", "--calibration", "/nowhere"], 2, "cannot read /nowhere", ""),
+        (
+            ["compile", "--target", "host", "--calibration", __file__],
+            2,
+            "rtn reads no calibration text",
+            "for gptq and",
+        ),
         (["compile", "/nowhere", "--target", "host"], 2, "/nowhere is not a directory", "config.json"),
         (["inspect", "/nowhere"], 2, "/nowhere is not a directory", ""),
         (["run", "/nowhere", "-p", "x"], 2, "/nowhere is not a bundle", "edgekit compile"),
@@ -185,6 +200,26 @@ def test_compile_prints_figures_on_stdout_and_stages_on_stderr(model, tmp_path):
     first, *rest = done.stderr.splitlines()
     assert first.startswith("compiling tiny (") and "takes about" in first and "of memory" in first
     assert any(line.startswith("quantize: q8g64") for line in rest)
+
+
+def test_a_calibrated_bundle_is_compiled_inspected_verified_and_evaluated(model, tmp_path):
+    (tmp_path / "text").write_text("The ferry left the harbour a little before six. " * 4)
+    options = ("--recipe", "q2g32", "--method", "gptq", "--calibration", tmp_path / "text", "-o", tmp_path / "out")
+    done = run("compile", model, "--target", "host", *options, "--json")
+    assert json.loads(done.stdout)["recipe"] == "q2g32,head=q4g32,method=gptq"
+    assert "calibrate: run the float32 reference" in done.stderr
+    described = json.loads(run("inspect", tmp_path / "out", "--json").stdout)
+    assert described["recipe"] == "q2g32,head=q4g32,method=gptq" and len(described["calibrated_on"]) == 64
+    run("verify", tmp_path / "out")
+    evaluated = json.loads(run("eval", tmp_path / "out", "--reference", model, "--json").stdout)
+    assert not any("not made from" in warning for warning in evaluated["warnings"])
+
+
+def test_the_method_of_the_command_line_is_used_instead_of_the_recipes(model, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('scheme = "q4g32"\nmethod = "gptq"\n')
+    done = run("compile", model, "--target", "host", "--recipe", recipe, "--method", "rtn", "-o", tmp_path / "out")
+    assert "recipe q4g32,head=q4g32 " in " ".join(done.stdout.split())
 
 
 def test_compile_explains_its_kernels_as_estimate_does(model, tmp_path):

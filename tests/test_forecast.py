@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from edgekit import forecast as module
+from edgekit.calibrate import measure_inputs
 from edgekit.engines.onnxruntime import read_model, write_model
 from edgekit.errors import DoesNotFit
 from edgekit.forecast import check_fit, forecast
@@ -71,6 +72,23 @@ def test_the_disk_that_compiling_takes_follows_the_scheme(checkpoint, recipe, by
     found = forecast(checkpoint, "host", parse_recipe(recipe), context=None)
     # Norms are vectors: kept in float32 once, which is the slack.
     assert found.disk_bytes == pytest.approx(bytes_each * found.checkpoint.parameters, rel=0.02)
+
+
+def test_a_method_that_needs_inputs_takes_disk_and_memory_for_them(checkpoint, tmp_path):
+    plain = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
+    found = forecast(checkpoint, "host", parse_recipe("q4g32,method=gptq"), context=None)
+    measure_inputs(found.checkpoint, [range(20)], directory=tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.glob("*.second.npy"))
+    # Three inputs of 64 and one of 96 a layer, and the head's; files of NumPy begin with 128 bytes.
+    assert found.disk_bytes - plain.disk_bytes == 4 * (2 * (3 * 64**2 + 96**2) + 64**2) == written - 9 * 128
+    assert found.compile_bytes >= plain.compile_bytes
+    wide = make_checkpoint(tmp_path / "wide", intermediate=4096, layers=1, context=64)
+    memory = [
+        forecast(wide, "host", parse_recipe(recipe), context=None).compile_bytes
+        for recipe in ("q4g32", "q4g32,method=gptq")
+    ]
+    # A matrix and its transpose against the widest input's moments in float64, twice, and their factors.
+    assert memory[1] - memory[0] == 24 * 4096**2 - 2 * 4 * 64 * 4096
 
 
 @pytest.mark.parametrize("recipe", ["f32", "f16", "q8g32", "q4g32", "t2g32"])

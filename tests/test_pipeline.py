@@ -68,6 +68,57 @@ def test_the_figures_of_a_bundle_are_those_of_the_cache_it_has(order, cache, tmp
     assert small.predicted["kv_bytes"] == small.measurement.memory["kv_bytes"] == 2 * 2 * 2 * 64 * (16 + 4)
 
 
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+@pytest.mark.parametrize("method", ["gptq", "rtn_bias"])
+def test_a_method_that_needs_inputs_gets_them_from_the_calibration_text(order, cache, tmp_path, method, engine):
+    recipe = parse_recipe(f"q3g32,method={method}")
+    stages = []
+    outcome = compiled(replace(order, recipe=recipe, engine=engine, calibration_text=TEXT * 3), cache, stages)
+    seen = list(dict.fromkeys(stages))
+    measured = seen.index("calibrate: run the float32 reference")
+    assert seen[measured + 1] == f"quantize: q3g32,head=q4g32,method={method}"
+    bundle = open_bundle(order.output)
+    verify_bundle(bundle)
+    assert parse_recipe(bundle.recipe) == recipe and len(bundle.calibrated_on) == 64
+    assert outcome.agreement.relative_error <= outcome.agreement.tolerance
+    checkpoint = open_checkpoint(order.model)
+    assert is_made_from(checkpoint, bundle)
+    assert not is_made_from(checkpoint, replace(bundle, calibrated_on=None))
+    assert not is_made_from(checkpoint, replace(bundle, recipe="q3g32"))
+    plain = compiled(replace(order, recipe=parse_recipe("q3g32"), engine=engine, output=tmp_path / "plain"), cache)
+    assert open_bundle(tmp_path / "plain").calibrated_on is None
+    assert plain.measurement.coherence["kld_mean"] != outcome.measurement.coherence["kld_mean"]
+
+
+def test_inputs_are_measured_once_for_all_schemes_and_again_for_another_text(order, cache, tmp_path):
+    recipes = [parse_recipe(text) for text in ("q3g32,method=gptq", "q2g32,method=gptq", "q3g32,method=rtn_bias")]
+    seen = []
+    for at, (recipe, text) in enumerate([*((recipe, TEXT * 3) for recipe in recipes), (recipes[0], TEXT[4:] * 3)]):
+        stages = []
+        order = replace(order, recipe=recipe, calibration_text=text, output=tmp_path / f"out{at}")
+        compiled(order, cache, stages)
+        seen.append(any(stage.startswith("calibrate") for stage in stages))
+    assert seen == [True, False, False, True]
+    programs = {(tmp_path / f"out{at}" / "model.edge").read_bytes() for at in range(4)}
+    assert len(programs) == 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "message", "hint"),
+    [
+        ("q4g32,method=gptq", None, "the method gptq needs a calibration text", "--calibration FILE"),
+        ("q4g32,method=rtn_bias", None, "the method rtn_bias needs a calibration text", "--calibration FILE"),
+        ("q4g32", TEXT, "the method rtn reads no calibration text", "is for gptq and rtn_bias"),
+        ("q4g32,method=gptq", "The ferry.", "the calibration text has 8 tokens, and a sequence takes 64", "longer"),
+    ],
+)
+def test_a_method_and_a_calibration_that_do_not_go_together_are_refused(order, cache, recipe, text, message, hint):
+    stages = []
+    with pytest.raises(UsageError, match=message) as caught:
+        compiled(replace(order, recipe=parse_recipe(recipe), calibration_text=text), cache, stages)
+    assert hint in caught.value.hint and stages == []
+
+
 def test_onnx_runtime_keeps_keys_and_values_in_float32(order, cache, tmp_path):
     with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in float32"):
         compiled(replace(order, engine="onnxruntime", kv="q8"), cache)

@@ -1,12 +1,21 @@
 """The float32 reference: its text, its tokens, and checkpoints whose tokenizer is not theirs."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from edgekit.checkpoint import open_checkpoint
 from edgekit.errors import Damaged, Unsupported, UsageError
-from edgekit.reference import probe_ids, probe_text, tokens_of
+from edgekit.reference import (
+    CALIBRATION_SEQUENCES,
+    Calibration,
+    probe_ids,
+    probe_text,
+    read_calibration,
+    tokens_of,
+)
 from edgekit.testing import make_checkpoint
 
 TEXT = "The ferry left the harbour a little before six, while the lamps along the quay were still burning."
@@ -15,6 +24,34 @@ TEXT = "The ferry left the harbour a little before six, while the lamps along th
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", context=64)
+
+
+def test_a_calibration_is_the_beginning_of_a_text_in_sequences_that_begin_as_a_text_does(checkpoint):
+    checkpoint = open_checkpoint(checkpoint)
+    text = TEXT * 200
+    ids = tokens_of(checkpoint, text)
+    found = read_calibration(checkpoint, text, length=20)
+    assert len(found.sequences) == CALIBRATION_SEQUENCES == 128 and checkpoint.bos_id is None
+    np.testing.assert_array_equal(np.concatenate(found.sequences), ids[: 128 * 20])
+    begun = read_calibration(replace(checkpoint, bos_id=0), TEXT * 2, length=21)
+    ids = tokens_of(checkpoint, TEXT * 2)
+    assert [ids_of[0] for ids_of in begun.sequences] == [0] * (len(ids) // 20)
+    np.testing.assert_array_equal(begun.sequences[1], [0, *ids[20:40]])
+    assert read_calibration(checkpoint, None, length=20) is None
+
+
+def test_the_digest_of_a_calibration_tells_how_its_tokens_are_divided():
+    first = [Calibration(tuple(np.array(ids, np.uint32) for ids in parts)) for parts in ([[1, 2, 3]], [[1, 2], [3]])]
+    again = Calibration((np.array([1, 2, 3], np.uint32),))
+    assert first[0].digest == again.digest != first[1].digest
+
+
+def test_a_text_that_fills_no_sequence_is_refused(checkpoint):
+    checkpoint = open_checkpoint(checkpoint)
+    count = len(tokens_of(checkpoint, TEXT))
+    assert len(read_calibration(checkpoint, TEXT, length=count).sequences) == 1
+    with pytest.raises(UsageError, match=f"the calibration text has {count} tokens, and a sequence takes {count + 1}"):
+        read_calibration(checkpoint, TEXT, length=count + 1)
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):

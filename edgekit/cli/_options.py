@@ -61,7 +61,7 @@ recipe = click.option(
     default="q4g128",
     show_default=True,
     metavar="RECIPE",
-    help="SCHEME[,head=SCHEME][,PATTERN=SCHEME...], or a .toml file.",
+    help="SCHEME[,head=SCHEME][,method=METHOD][,PATTERN=SCHEME...], or a .toml file.",
 )
 context = click.option(
     "--context",

@@ -1,5 +1,6 @@
 """`edgekit compile`: from a checkpoint to a bundle for a target, tried before it appears."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from edgekit.cli.estimate import explained_json, rate, show_choices
 from edgekit.engines import ENGINES
 from edgekit.errors import UsageError
 from edgekit.forecast import Forecast
+from edgekit.methods import known_methods
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
 from edgekit.scheme import find_recipe
@@ -22,6 +24,17 @@ from edgekit.units import Bytes, rounded
 @_options.model
 @_options.target
 @_options.recipe
+@click.option(
+    "--method",
+    type=click.Choice(known_methods()),
+    help="How codes and scales are found. Default: the recipe's.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="UTF-8 text for gptq and rtn_bias, like those that the model will read; 128 sequences of 256 tokens are used.",
+)
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
@@ -37,6 +50,8 @@ def command(
     model: Path | None,
     target: str,
     recipe: str,
+    method: str | None,
+    calibration: Path | None,
     engine: str,
     output: Path | None,
     context: int | None,
@@ -56,16 +71,17 @@ def command(
     """
     if explained and engine != "native":
         raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
-    source = model or embedded_model()
+    source, chosen = model or embedded_model(), find_recipe(recipe)
     order = Order(
         model=source,
         target=target,
-        recipe=find_recipe(recipe),
+        recipe=chosen if method is None else replace(chosen, method=method),
         output=output or Path(f"{source.resolve().name}-{target}"),
         engine=engine,
         context=context,
         kv=kv,
         probe_text=None if probe_text is None else read_text(probe_text),
+        calibration_text=None if calibration is None else read_text(calibration),
         force=force,
         most_memory=None if max_ram is None else parse_bytes(max_ram),
         gate=gate,

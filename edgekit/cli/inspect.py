@@ -116,6 +116,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "bos_id": bundle.bos_id,
         "eos_ids": list(bundle.eos_ids),
         "made_from": bundle.made_from,
+        "calibrated_on": bundle.calibrated_on,
         "predicted": dict(bundle.predicted),
         "coherence": dict(bundle.coherence),
         "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in bundle.files.items()},
