@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]  # tokens run, tokens to run in all passes
 INDEX: Final = "inputs.json"
 
 _PASS_BYTES: Final = 1 << 30  # of moments; one input's are always taken
+_BATCH_BYTES: Final = 128 << 20  # of values to sum over at once
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
 
 
@@ -80,10 +81,10 @@ def measure_inputs(
         for of_pass in passes:
             run = _Exposed(graph, of_pass, saved)
             sums = [_Sums(site) for site in of_pass]
-            for ids in rows:
-                for x, of_site in zip(run.inputs(ids), sums, strict=True):
-                    of_site.add(x)
-                done += ids.size
+            for batch in _batches(rows, of_pass):
+                for parts, of_site in zip(zip(*map(run.inputs, batch), strict=True), sums, strict=True):
+                    of_site.add(np.concatenate(parts))
+                done += sum(ids.size for ids in batch)
                 if progress is not None:
                     progress(done, tokens * len(passes))
             for site, of_site in zip(of_pass, sums, strict=True):
@@ -104,9 +105,10 @@ def inputs_bytes(graph: Graph) -> int:
 
 
 def measuring_bytes(graph: Graph) -> int:
-    """Memory that the moments take while they are measured into a folder: those of a pass, and a product."""
+    """Memory that the moments take while they are measured into a folder: those of a pass, a product, and values."""
     sites = _sites(graph)
-    return max(sum(site.bytes for site in of_pass) for of_pass in _passes(sites)) + max(site.bytes for site in sites)
+    of_passes = max(sum(site.bytes for site in of_pass) for of_pass in _passes(sites))
+    return of_passes + max(site.bytes for site in sites) + _BATCH_BYTES
 
 
 def open_inputs(directory: Path) -> Mapping[str, Inputs]:
@@ -132,7 +134,7 @@ def open_inputs(directory: Path) -> Mapping[str, Inputs]:
 
 
 class _Sums:
-    """Sums over tokens of a site's values x: x x^T in float32, a sequence at a time, and x in float64."""
+    """Sums over tokens of a site's values x: x x^T in float32, a batch at a time, and x in float64."""
 
     def __init__(self, site: _Site) -> None:
         self._name = site.matrices[0]
@@ -212,6 +214,18 @@ def _passes(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
             of_pass = []
         of_pass.append(site)
     yield of_pass
+
+
+def _batches(rows: Sequence[Int64], sites: Sequence[_Site]) -> Iterator[list[Int64]]:
+    """Sequences whose values at the sites fit into memory together: few large products are faster than many."""
+    most = _BATCH_BYTES // (4 * sum(site.k for site in sites))
+    batch: list[Int64] = []
+    for ids in rows:
+        if batch and sum(other.size for other in [*batch, ids]) > most:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
 
 
 def _check(rows: Sequence[Int64], longest: int, graph: Graph) -> None:
