@@ -10,7 +10,7 @@ import click
 
 from edgekit.cache import user_cache
 from edgekit.cli import _options
-from edgekit.cli._console import Stages, say, show_json, show_pairs
+from edgekit.cli._console import Stages, say, show, show_json, show_pairs, show_table
 from edgekit.errors import TargetMissing
 from edgekit.units import Seconds, rounded
 
@@ -32,8 +32,8 @@ def command(*, recipe: Path, output: Path | None, work: Path | None, as_json: bo
 
     RECIPE names texts, and a new model or a checkpoint to train further. The result is a Hugging Face folder, which
     `edgekit compile` takes; training.json in it holds the figures. Interrupted, the run saves its last step, and the
-    same command goes on there. Needs torch: pip install '.[train]'. On several processes: accelerate launch -m edgekit
-    train RECIPE.
+    same command goes on there. Needs torch: pip install '.[train]'. On several processes:
+    torchrun --nproc-per-node N -m edgekit train RECIPE.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -62,10 +62,20 @@ def command(*, recipe: Path, output: Path | None, work: Path | None, as_json: bo
         show_json(record)
     else:
         show_pairs(_pairs(folder, record))
+        show("")
+        _show_sweep(record)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
     pass
+
+
+def _show_sweep(record: "Record") -> None:
+    rows = [
+        (row["recipe"], rounded(row["kld_mean"]), f"{row['same_top']:.1%}", rounded(row["perplexity"]), row["verdict"])
+        for row in record["sweep"]
+    ]
+    show_table(["recipe", "KLD", "same top", "perplexity", "verdict"], rows)
 
 
 def _pairs(folder: Path, record: "Record") -> list[tuple[str, object]]:

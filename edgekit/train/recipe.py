@@ -93,11 +93,15 @@ class RoundingTerm:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Quantization recipes and methods that the trained model is measured with, over `tokens` held-out tokens."""
+    """Quantization recipes and methods that the trained model is measured with, over `tokens` held-out tokens.
+
+    Methods that measure what the matrices multiply do so on `calibration` tokens of the training text.
+    """
 
     recipes: tuple[str, ...] = ("q4g64", "q3g64", "q2g64")
     methods: tuple[str, ...] = ("rtn",)
     tokens: int = 16384
+    calibration: int = 32768
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """One training run: from a recipe to a Hugging Face folder, continued where it stopped if it was killed.
 
 The folder holds, while the run goes on, `recipe.json` (the recipe with every default, and digests of what it names) and
-`checkpoints/`; at the end the model with its tokenizer, and `training.json` (the held-out curve, seconds), which is
-written last: where it is, the run is finished.
+`checkpoints/`; at the end the model with its tokenizer, a model card, and `training.json` (the held-out curve,
+condensation by layer, the sweep, seconds), whose presence says that the run is finished.
 
-A run is told from another by recipe.json without [sweep]: by what the files contain, not by where they lie.
+A run is told from another by recipe.json without [sweep]: by what the files contain, not by where they lie. Where only
+[sweep] has changed, a finished run is measured again.
 """
 
 import contextlib
@@ -29,10 +30,12 @@ from edgekit.cache import sync_tree
 from edgekit.checkpoint import open_checkpoint
 from edgekit.disk import make_folder, make_hidden, told_as, writing
 from edgekit.errors import Damaged, DoesNotFit, UsageError
+from edgekit.train.card import model_card
 from edgekit.train.checkpoints import Saved, last_saved
 from edgekit.train.dispersion import DispersionLoss
 from edgekit.train.recipe import TrainingRecipe
 from edgekit.train.start import Start, make_model, make_start
+from edgekit.train.survey import dispersion_cost, survey
 from edgekit.train.text import END_OF_TEXT, digest
 from edgekit.train.trainer import DispersionTrainer, Rounding
 from edgekit.train.watch import Progress, Stop, Tell, Watch
@@ -69,21 +72,26 @@ def train(
     if recipe.arms:
         raise UsageError("the recipe has [arms], which are several runs", hint="edgekit train --twins trains them all")
     arguments = _arguments(recipe, output / "checkpoints")
+    is_first = arguments.process_index == 0
     with _quiet(), _no_room(output):
         with arguments.main_process_first(local=False):
             resolved = _resolved(recipe, arguments.world_size)
-            if finished := _finished(resolved, output):
-                return finished
+            record = _finished(resolved, output)
+            if record is not None and record["swept"] == resolved["sweep"]:
+                return record
             make_folder(work)
             start = make_start(recipe, work, processes=arguments.world_size, progress=progress)
-            arguments.max_steps = start.steps
-            if arguments.process_index == 0:
+            if is_first and record is None:
                 tell(start.as_sentence())
                 make_folder(output)
                 _write_json(output / "recipe.json", resolved)
             saved = last_saved(output / "checkpoints", tell)
-        record = _trained(start, arguments, saved, output, progress, tell)
-        if arguments.process_index == 0:
+        if record is None:
+            record = _trained(start, arguments, saved, output, progress, tell)
+        if is_first:
+            record |= {"swept": resolved["sweep"]} | survey(open_checkpoint(output), start, progress)
+            _write_json(output / "recipe.json", resolved)
+            _write(output / "README.md", model_card(output.resolve().name, resolved, record))
             _write_json(output / "training.json", record)
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return record
@@ -152,6 +160,7 @@ def _arguments(recipe: TrainingRecipe, checkpoints: Path) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         ddp_timeout=_LONGEST_WAIT_SECONDS,
     )
 
@@ -161,6 +170,7 @@ def _trained(
 ) -> Record:
     """The record of the run after its last step; the first process has written the model."""
     every = max(1, start.steps // start.recipe.training.evaluations)
+    arguments.max_steps = start.steps
     arguments.eval_steps = arguments.save_steps = every
     arguments.logging_steps = max(1, every // 10)
     model = make_model(start)
@@ -168,6 +178,9 @@ def _trained(
         watch = Watch(progress, tell, stop, tokens_a_step=start.tokens_a_step, seconds=saved.seconds if saved else 0.0)
         trainer = _trainer(start, model, arguments, watch)
         before = trainer.evaluate()["eval_loss"]
+        if arguments.world_size > 1:
+            # accelerate would take a model that it has prepared for evaluation as wrapped, and share no gradients.
+            del model._is_accelerate_prepared
         if saved is not None and saved.step >= start.steps:
             load_model(model, saved.folder / "model.safetensors")
             trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
@@ -181,7 +194,9 @@ def _trained(
             raise KeyboardInterrupt
         trainer.remove_callback(watch)  # the last of them was told
         after = trainer.evaluate()["eval_loss"]
+        cost = None
         if arguments.process_index == 0:
+            cost = dispersion_cost(trainer, model, start.trained_on) if trainer.dispersion is not None else None
             _save(model, start, output)
     return {
         "schema": 1,
@@ -193,6 +208,7 @@ def _trained(
         "held_out_loss_before": before,
         "held_out_loss": after,
         "held_out_perplexity": math.exp(min(after, 700)),
+        "dispersion_cost": cost,
         "log": trainer.state.log_history,
     }
 
@@ -230,7 +246,9 @@ def _save(model: nn.Module, start: Start, output: Path) -> None:
             model.save_pretrained(folder)  # type: ignore[operator]
             _save_tokenizer(start, folder)
             sync_tree(folder)
+            mode = (folder / "config.json").stat().st_mode  # weights are written for their owner alone
             for file in folder.iterdir():
+                file.chmod(mode)
                 file.replace(output / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -252,10 +270,14 @@ def _save_tokenizer(start: Start, folder: Path) -> None:
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    _write(file, json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _write(file: Path, text: str) -> None:
     temporary = file.with_suffix(".part")
     try:
         with writing(file):
-            temporary.write_text(json.dumps(_plain(value), indent=1, allow_nan=False), "utf-8")
+            temporary.write_text(text, "utf-8")
             temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,12 +38,13 @@ def run(*arguments, code=0):
 def test_training_prints_figures_on_stdout_and_how_it_goes_on_stderr(recipe_file, monkeypatch):
     monkeypatch.chdir(recipe_file.parent)
     done = run("toy.toml", "--work", "work")
-    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[:4]] == [
         "model",
         "trained on",
         "held-out loss",
         "perplexity",
     ]
+    assert done.stdout.splitlines()[-1].startswith("q4g32,head=q4g32  ")
     assert "million parameters on 0.000384 million tokens" in done.stderr
     assert "step 3 of 6: loss " in done.stderr and "step 6 of 6: held-out loss " in done.stderr
     written = json.loads((recipe_file.parent / "toy" / "training.json").read_text())

@@ -1,13 +1,16 @@
 import errno
+import functools
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
+import socket
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from toy_recipe import write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
@@ -17,6 +20,7 @@ from edgekit.errors import Damaged, UsageError
 from edgekit.train.recipe import Arm, read_recipe
 from edgekit.train.run import train
 from edgekit.train.watch import Stop, Watch
+from edgekit.units import rounded
 
 
 def run(recipe_file, name, recipe=None, told=None, progress=lambda *_: None):
@@ -36,21 +40,6 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from edgekit.train.recipe import read_recipe
-from edgekit.train.run import train
-torch.set_num_threads(1)
-file = Path(sys.argv[1])
-def progress(stage, done, total):
-    if stage == "train" and done == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(read_recipe(file), file.parent / "killed", work=file.parent / "work", progress=progress)
-"""
-
-
 def curve(record):
     return [(entry["step"], entry["eval_loss"]) for entry in record["log"] if "eval_loss" in entry]
 
@@ -68,6 +57,7 @@ def test_a_run_leaves_a_model_that_edgekit_and_transformers_open(recipe_file):
     record = run(recipe_file, "out", told=told)
     folder = recipe_file.parent / "out"
     assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -91,6 +81,99 @@ def test_a_run_leaves_a_model_that_edgekit_and_transformers_open(recipe_file):
     assert str(recipe_file.parent) not in (folder / "recipe.json").read_text()
 
 
+def test_the_result_is_measured_by_layer_and_at_few_bits(straight):
+    record = json.loads((straight / "training.json").read_text())
+    assert [layer["layer"] for layer in record["condensation"]] == ["embedding", "0", "1"]
+    assert all(-1 <= layer["cosine"] <= 1 and layer["effective_rank"] >= 1 for layer in record["condensation"])
+    (row,) = record["sweep"]
+    assert (row["recipe"], row["method"]) == ("q4g32,head=q4g32", "rtn")
+    # 4 bits and a scale of 16 bits for each 32 weights; the rows of 48 have one for 16, too.
+    assert 4.5 <= row["bits_per_weight"] < 5 and 0 < row["kld_mean"] < 0.5
+    assert record["sweep_tokens"] == 64 and record["dispersion_cost"] > 0
+    card = (straight / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "license" not in card
+    assert f"perplexity {rounded(record['held_out_perplexity'])}." in card
+    assert f"| {rounded(row['kld_mean'])} | {row['same_top']:.1%} |" in card
+    assert "- dispersion\n- rounding\n" in card and "| trained on | train.txt |" in card
+
+
+def test_another_sweep_is_measured_without_training_again(recipe_file, straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    before, told = (folder / "model.safetensors").stat().st_mtime_ns, []
+    recipe = read_recipe(recipe_file)
+    swept = replace(recipe, sweep=replace(recipe.sweep, methods=("rtn", "gptq"), recipes=("q2g32",)))
+    record = run(recipe_file, folder, swept, told=told)
+    assert [row["method"] for row in record["sweep"]] == ["rtn", "gptq"] and told == []
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert run(recipe_file, folder, swept) == record == json.loads((folder / "training.json").read_text())
+
+
+def test_a_checkpoint_is_trained_further_with_its_own_tokenizer(recipe_file, straight):
+    text = recipe_file.read_text()
+    further = f'from = "{straight}"\n' + text[text.index("[text]") :].replace("vocab = 300\n", "")
+    recipe_file.write_text(further.replace("learning_rate = 1e-2", "learning_rate = 1e-3"))
+    record = run(recipe_file, "further")
+    expected = json.loads((straight / "training.json").read_text())
+    assert record["held_out_loss_before"] == pytest.approx(expected["held_out_loss"], abs=1e-5)
+    folder = recipe_file.parent / "further"
+    assert (folder / "tokenizer.json").read_bytes() == (straight / "tokenizer.json").read_bytes()
+    assert "trained further from `out`" in (folder / "README.md").read_text()
+    with pytest.raises(UsageError, match=r"text\.context is 32 and the model's 16"):
+        recipe_file.write_text(further.replace("context = 16", "context = 32"))
+        run(recipe_file, "longer")
+
+
+def test_a_run_without_dispersion_has_no_cost_of_it(recipe_file):
+    recipe = read_recipe(recipe_file)
+    record = run(recipe_file, "plain", replace(recipe, losses=Arm(rounding=recipe.losses.rounding)))
+    assert record["dispersion_cost"] is None
+    assert "a step with dispersion" not in (recipe_file.parent / "plain" / "README.md").read_text()
+
+
+def in_child(action):
+    """The number of a process, forked from this one so that it has torch at hand, that does `action` and ends."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks in a process of several threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def code_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_two_processes_train_what_one_does_with_batches_twice_as_large(recipe_file):
+    text = recipe_file.read_text().replace("tokens = 8\n", "tokens = 16\n")  # all positions: nothing is drawn
+    recipe_file.write_text(text.replace("batch = 4", "batch = 2"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def run_as(rank):
+        os.environ.update(launched | {"RANK": rank, "LOCAL_RANK": rank})
+        PartialState._reset_state()
+        told = []
+        run(recipe_file, "two", told=told)
+        assert bool(told) == (rank == "0")
+
+    children = [in_child(functools.partial(run_as, rank)) for rank in ("0", "1")]
+    assert [code_of(child) for child in children] == [0, 0]
+    recipe_file.write_text(text)
+    run(recipe_file, "one")
+    assert json.loads((recipe_file.parent / "two" / "recipe.json").read_text())["processes"] == 2
+    two, one = weights(recipe_file.parent / "two"), weights(recipe_file.parent / "one")
+    for name, value in one.items():  # sums of the same gradients, in another order
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+
+
 def test_a_finished_run_is_not_run_again(recipe_file, straight):
     before = (straight / "model.safetensors").stat().st_mtime_ns
     told = []
@@ -98,9 +181,14 @@ def test_a_finished_run_is_not_run_again(recipe_file, straight):
     assert told == [] and (straight / "model.safetensors").stat().st_mtime_ns == before
 
 
+def signals_at(step, number):
+    """Progress that sends this process a signal after a step."""
+    return lambda stage, done, total: os.kill(os.getpid(), number) if (stage, done) == ("train", step) else None
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(recipe_file, straight):
-    done = subprocess.run([sys.executable, "-c", KILLED, recipe_file], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    child = in_child(lambda: run(recipe_file, "killed", progress=signals_at(4, signal.SIGKILL)))
+    assert code_of(child) == -signal.SIGKILL
     folder = recipe_file.parent / "killed"
     assert sorted(file.name for file in folder.iterdir()) == ["checkpoints", "recipe.json"]
     told = []
@@ -110,15 +198,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(recipe_file, straight):
     assert curve(record) == curve(json.loads((straight / "training.json").read_text()))
 
 
-def stop_at(step):
-    """Progress that sends SIGTERM to this process after a step."""
-    return lambda stage, done, total: os.kill(os.getpid(), signal.SIGTERM) if (stage, done) == ("train", step) else None
-
-
 def test_a_signal_is_answered_after_the_step_at_work_and_nothing_of_it_is_lost(recipe_file, straight):
     before, told = signal.getsignal(signal.SIGTERM), []
     with pytest.raises(KeyboardInterrupt):
-        run(recipe_file, "stopped", told=told, progress=stop_at(4))
+        run(recipe_file, "stopped", told=told, progress=signals_at(4, signal.SIGTERM))
     assert "stopping after step 4, which is saved; once more stops at once" in told
     assert told[-1].startswith("step 4 of 6")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -147,7 +230,7 @@ def test_a_run_stopped_after_its_last_step_only_finishes(recipe_file, straight, 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "rng_state.pth", "seal.json"])
 def test_a_damaged_state_is_told_and_the_one_before_it_taken(recipe_file, straight, name):
     with pytest.raises(KeyboardInterrupt):
-        run(recipe_file, "out", progress=stop_at(4))
+        run(recipe_file, "out", progress=signals_at(4, signal.SIGTERM))
     states = recipe_file.parent / "out" / "checkpoints"
     assert sorted(folder.name for folder in states.iterdir()) == ["checkpoint-3", "checkpoint-4"]
     damaged = states / "checkpoint-4" / name

@@ -25,6 +25,10 @@ evaluations = 2
 tokens = 8
 [rounding]
 recipes = ["q3g32", "q2g32"]
+[sweep]
+recipes = ["q4g32"]
+tokens = 64
+calibration = 64
 """
 WORDS = (
     "the",

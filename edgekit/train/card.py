@@ -1,0 +1,101 @@
+"""The model card of a training, made of what recipe.json and training.json hold, so that it is true."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edgekit.units import Seconds, rounded
+
+Table = Mapping[str, Any]
+
+
+def model_card(name: str, recipe: Table, record: Table) -> str:
+    """README.md in Markdown, with the front matter of Hugging Face; the license is the person's to add."""
+    return (
+        "\n\n".join(
+            [
+                _front_matter(recipe),
+                f"# {name}",
+                _summary(recipe, record),
+                "## Compile and run\n\n```sh\nedgekit compile . --target rpi5 --recipe q4g64 -o bundle\n```\n\n"
+                "See `edgekit targets` for other machines, and the table below for what fewer bits leave.",
+                "## Training\n\n" + _pairs(_training(recipe, record)),
+                "## Condensation\n\nHow alike the token vectors of a sequence are after each layer, on held-out"
+                " text.\n\n" + _condensation(record["condensation"]),
+                f"## At few bits\n\nOver {record['sweep_tokens']:,} held-out tokens, beside the float one; KLD in nats"
+                " a token.\n\n" + _sweep(record["sweep"]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _front_matter(recipe: Table) -> str:
+    tags = ["edgekit", *(name for name in ("dispersion", "rounding") if recipe["losses"][name])]
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _summary(recipe: Table, record: Table) -> str:
+    origin = (
+        "trained from scratch" if recipe["checkpoint"] is None else f"trained further from `{recipe['checkpoint']}`"
+    )
+    return (
+        f"A language model of {record['parameters']:,} parameters, {origin} on {record['tokens']:,} tokens by edgekit."
+        f" Held-out loss {rounded(record['held_out_loss'])} nats a token, perplexity"
+        f" {rounded(record['held_out_perplexity'])}."
+    )
+
+
+def _training(recipe: Table, record: Table) -> Iterable[tuple[str, object]]:
+    text, training = recipe["text"], recipe["training"]
+    yield "trained on", ", ".join(text["train"])
+    yield "held out", ", ".join(text["held_out"])
+    yield "tokens seen", f"{record['tokens']:,}, {rounded(record['tokens'] / record['text_tokens'], 3)} times the text"
+    yield "steps", record["steps"]
+    yield "seconds", f"{record['seconds']:.0f} ({Seconds(record['seconds'])})"
+    yield "held-out loss before", rounded(record["held_out_loss_before"])
+    yield "context", text["context"]
+    yield from ((name, value) for name, value in training.items() if name != "tokens")
+    for name in ("dispersion", "rounding"):
+        yield (
+            name,
+            ", ".join(f"{key} {_value(value)}" for key, value in (recipe["losses"][name] or {}).items()) or "none",
+        )
+    if record["dispersion_cost"] is not None:
+        yield "a step with dispersion", f"{rounded(record['dispersion_cost'], 3)} times one without"
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "all" if value is None else str(value)
+
+
+def _condensation(layers: Sequence[Table]) -> str:
+    figures = [name for name in layers[0] if name != "layer"]
+    rows = ([layer["layer"], *(rounded(layer[name]) for name in figures)] for layer in layers)
+    return _table(["layer", *(name.replace("_", " ") for name in figures)], rows)
+
+
+def _sweep(found: Sequence[Table]) -> str:
+    rows = (
+        [
+            row["recipe"],
+            row["method"],
+            rounded(row["bits_per_weight"], 3),
+            rounded(row["perplexity"]),
+            rounded(row["kld_mean"]),
+            f"{row['same_top']:.1%}",
+            rounded(row["rep4"]),
+            row["verdict"],
+        ]
+        for row in found
+    )
+    return _table(["recipe", "method", "bits a weight", "perplexity", "KLD", "same top", "rep4", "verdict"], rows)
+
+
+def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
+    return _table(["", ""], ([name.replace("_", " "), str(value)] for name, value in pairs))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
