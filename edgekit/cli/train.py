@@ -11,13 +11,13 @@ import click
 from edgekit.cache import user_cache
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, say, show, show_json, show_pairs, show_table
-from edgekit.errors import TargetMissing
+from edgekit.errors import TargetMissing, UsageError
 from edgekit.units import Seconds, rounded
 
 if TYPE_CHECKING:
     from edgekit.train.run import Record
 
-_NEEDED: Final = ("torch", "transformers", "accelerate")
+_NEEDED: Final = ("torch", "transformers", "accelerate", "matplotlib")
 
 
 @click.command
@@ -26,33 +26,50 @@ _NEEDED: Final = ("torch", "transformers", "accelerate")
 @click.option(
     "--work", type=click.Path(path_type=Path), help="Folder that keeps tokenizers and tokens. Default: in the cache."
 )
+@click.option("--text", type=click.Path(path_type=Path), help="Folder of RECIPE's texts. Default: the recipe's.")
+@click.option("--twins", "are_twins", is_flag=True, help="Train every arm of RECIPE with every seed, and compare them.")
+@click.option("--jobs", type=click.IntRange(1), help="With --twins: trainings at a time. Default: one a core.")
 @_options.as_json
-def command(*, recipe: Path, output: Path | None, work: Path | None, as_json: bool) -> None:
+def command(
+    *,
+    recipe: Path,
+    output: Path | None,
+    work: Path | None,
+    text: Path | None,
+    are_twins: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
     """Train a model as RECIPE, a TOML file, says.
 
     RECIPE names texts, and a new model or a checkpoint to train further. The result is a Hugging Face folder, which
     `edgekit compile` takes; training.json in it holds the figures. Interrupted, the run saves its last step, and the
     same command goes on there. Needs torch: pip install '.[train]'. On several processes:
     torchrun --nproc-per-node N -m edgekit train RECIPE.
+
+    With --twins the folder gets a training for each arm and seed, the table twins.md, every figure in twins.json, and
+    plots of the divergence at each number of bits and of the cosines in each layer.
     """
+    if jobs is not None and not are_twins:
+        raise UsageError("--jobs needs --twins", hint="the cores of one training: OMP_NUM_THREADS")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install '.[train]'")
     from edgekit.train.recipe import read_recipe
     from edgekit.train.run import train
+    from edgekit.train.twins import table, twins
 
     is_first = os.environ.get("RANK", "0") == "0"
-    read = read_recipe(recipe)
+    read = read_recipe(recipe, texts=text)
     folder = output or Path(recipe.resolve().stem)
+    kept = work or user_cache().root / "train"
     try:
         with Stages() if is_first else contextlib.nullcontext(_silent) as stages:
-            record = train(
-                read,
-                folder,
-                work=work or user_cache().root / "train",
-                progress=stages,
-                tell=say if is_first else lambda sentence: None,
-            )
+            if are_twins:
+                record = twins(read, folder, work=kept, jobs=jobs or len(os.sched_getaffinity(0)), progress=stages)
+            else:
+                tell = say if is_first else lambda sentence: None
+                record = train(read, folder, work=kept, progress=stages, tell=tell)
     except KeyboardInterrupt:
         say("the same command goes on where this one stopped")
         raise
@@ -60,6 +77,8 @@ def command(*, recipe: Path, output: Path | None, work: Path | None, as_json: bo
         return
     if as_json:
         show_json(record)
+    elif are_twins:
+        show(table(record), newline=False)
     else:
         show_pairs(_pairs(folder, record))
         show("")

@@ -7,9 +7,9 @@
     [training]  tokens seen in all, sequences a batch, learning_rate, schedule, warmup (share of the steps), ...
     [dispersion] and [rounding]  the additional losses; absent: none
     [sweep]     what the result is quantized to afterwards
-    [arms.NAME] for twins: runs that differ in nothing but these tables
+    [arms.NAME] for twins: runs that differ in nothing but these tables; seeds: each is run with every one (0, 1, 2)
 
-A relative path is looked up beside the recipe.
+A relative path is looked up beside the recipe, one of a text in the folder that `--text` names, if it does.
 """
 
 import json
@@ -123,10 +123,11 @@ class TrainingRecipe:
     losses: Arm = field(default_factory=Arm)
     sweep: Sweep = field(default_factory=Sweep)
     arms: Mapping[str, Arm] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
     def for_arm(self, name: str, *, seed: int) -> "TrainingRecipe":
         """The run of one arm with one seed."""
-        return replace(self, losses=self.arms[name], arms={}, training=replace(self.training, seed=seed))
+        return replace(self, losses=self.arms[name], arms={}, seeds=(), training=replace(self.training, seed=seed))
 
     def as_json(self) -> dict[str, Any]:
         """Every value, defaults too; of files and folders the names alone, wherever they lie."""
@@ -138,8 +139,8 @@ def _name(path: Path) -> str:
     return path.resolve().name
 
 
-def read_recipe(path: Path) -> TrainingRecipe:
-    """The recipe in the TOML file `path`, every value checked.
+def read_recipe(path: Path, *, texts: Path | None = None) -> TrainingRecipe:
+    """The recipe in the TOML file `path`, every value checked; its texts are looked up in the folder `texts`.
 
     Raises:
         UsageError: it cannot be read, or a value is missing, unknown or out of range; the message names all.
@@ -156,14 +157,14 @@ def read_recipe(path: Path) -> TrainingRecipe:
             f"{path} is not a training recipe: {'; '.join(found[:5])}",
             hint='it needs [text], [training] and either [model] or from = "CHECKPOINT"',
         )
-    recipe = _made(document, path.parent)
+    recipe = _made(document, path.parent, texts or path.parent)
     _check(recipe)
     return recipe
 
 
-def _made(document: dict[str, Any], folder: Path) -> TrainingRecipe:
+def _made(document: dict[str, Any], folder: Path, texts: Path) -> TrainingRecipe:
     text = document["text"]
-    listed = {part: _matching(text[part], folder, part) for part in ("train", "held_out")}
+    listed = {part: _matching(text[part], texts, part) for part in ("train", "held_out")}
     return TrainingRecipe(
         text=Text(**text | listed),
         training=Training(**document["training"]),
@@ -172,6 +173,7 @@ def _made(document: dict[str, Any], folder: Path) -> TrainingRecipe:
         losses=_arm(document),
         sweep=Sweep(**_tuples(document.get("sweep", {}))),
         arms={name: _arm(arm) for name, arm in document.get("arms", {}).items()},
+        seeds=tuple(document.get("seeds", (0, 1, 2) if "arms" in document else ())),
     )
 
 
@@ -195,7 +197,9 @@ def _matching(patterns: list[str], folder: Path, part: str) -> tuple[Path, ...]:
         anchor = Path(path.anchor)
         matches = sorted(anchor.glob(str(path.relative_to(anchor)))) if path.anchor else sorted(folder.glob(pattern))
         if not matches:
-            raise UsageError(f"text.{part}: there is no file {path}", hint="paths are relative to the recipe")
+            raise UsageError(
+                f"text.{part}: there is no file {path}", hint="paths are relative to the recipe, or to --text"
+            )
         found += matches
     return tuple(found)
 
