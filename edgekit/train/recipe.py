@@ -89,6 +89,7 @@ class RoundingTerm:
     recipes: tuple[str, ...]
     weight: float = 1.0
     start: float = 0.0
+    grid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +223,9 @@ def _check(recipe: TrainingRecipe) -> None:
     if recipe.arms and recipe.losses != Arm():
         raise UsageError("[dispersion] and [rounding] stand beside [arms]", hint="move them into an arm")
     for arm in (recipe.losses, *recipe.arms.values()):
-        for name in arm.rounding.recipes if arm.rounding else ():
-            parse_recipe(name)
+        for name in (*arm.rounding.recipes, arm.rounding.grid) if arm.rounding else ():
+            if name is not None:
+                parse_recipe(name)
         if model is not None:
             check_layers(arm, model.layers)
     for name in recipe.sweep.recipes:

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -192,6 +193,7 @@ def _trained(
             seconds = watch.seconds
         if trainer.state.global_step < start.steps:
             raise KeyboardInterrupt
+        trainer.settle()
         trainer.remove_callback(watch)  # the last of them was told
         after = trainer.evaluate()["eval_loss"]
         cost = None
@@ -231,7 +233,7 @@ def _trainer(start: Start, model: nn.Module, arguments: TrainingArguments, watch
             layers=dispersion.layers,
         ),
         dispersion_weight=dispersion.weight if dispersion else 0.0,
-        rounding=None if rounding is None else Rounding(rounding.recipes, rounding.weight, rounding.start),
+        rounding=None if rounding is None else Rounding(**asdict(rounding)),
     )
     trainer.remove_callback(PrinterCallback)  # to stdout
     return trainer
@@ -242,7 +244,7 @@ def _save(model: nn.Module, start: Start, output: Path) -> None:
     folder = make_hidden(".unfinished-", output)
     try:
         with told_as(folder, output):
-            model.to(torch.bfloat16 if start.recipe.training.dtype == "bfloat16" else torch.float32)
+            model.to(_stored_type(model, start.recipe))
             model.save_pretrained(folder)  # type: ignore[operator]
             _save_tokenizer(start, folder)
             sync_tree(folder)
@@ -252,6 +254,14 @@ def _save(model: nn.Module, start: Start, output: Path) -> None:
                 file.replace(output / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stored_type(model: nn.Module, recipe: TrainingRecipe) -> torch.dtype:
+    """bfloat16 for a model trained in it; but weights on a grid are stored exactly, in float16 where that is exact."""
+    if recipe.losses.rounding is None or recipe.losses.rounding.grid is None:
+        return torch.bfloat16 if recipe.training.dtype == "bfloat16" else torch.float32
+    matrices = (parameter for parameter in model.parameters() if parameter.ndim == 2)
+    return torch.float16 if all(torch.equal(matrix.half().float(), matrix) for matrix in matrices) else torch.float32
 
 
 def _save_tokenizer(start: Start, folder: Path) -> None:

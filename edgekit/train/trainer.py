@@ -1,6 +1,7 @@
 """A Hugging Face trainer that adds a dispersion loss and, for a share of the steps, trains through rounded weights."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import Trainer
 
 from edgekit.scheme import Recipe, parse_recipe
 from edgekit.train.dispersion import DispersionLoss
-from edgekit.train.rounding import rounded, rounded_matrices
+from edgekit.train.rounding import round_weights, rounded, rounded_matrices
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Rounding:
     """Training through rounded weights: in each step one of `recipes`, drawn at random, as an additional loss.
 
     loss = float loss + weight * KL(float || rounded), so that the rounded model follows the float one. It begins after
-    the share `start` of all steps.
+    the share `start` of all steps. With `grid`, a recipe too, the float model is from then on the one whose weights are
+    rounded to it, so that rounding to it costs the trained model nothing.
     """
 
     recipes: tuple[str, ...]
     weight: float = 1.0
     start: float = 0.0
+    grid: str | None = None
 
 
 class DispersionTrainer(Trainer):
@@ -46,6 +49,7 @@ class DispersionTrainer(Trainer):
         self.dispersion_weight = dispersion_weight
         self.rounding = rounding
         self._recipes: Sequence[Recipe] = tuple(map(parse_recipe, rounding.recipes)) if rounding else ()
+        self._grid = parse_recipe(rounding.grid) if rounding and rounding.grid else None
         self._terms: dict[str, list[Tensor]] = {}
         self._logits: Tensor | None = None
 
@@ -76,22 +80,46 @@ class DispersionTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of the base class; where rounding is on, the gradient of the rounded model's divergence is added."""
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        rounding, wanted = self.rounding, self._logits
-        self._logits = None  # not kept over the next step: it is the largest of all tensors
-        if rounding is None or wanted is None or self.state.global_step < rounding.start * self.state.max_steps:
-            return loss
-        inputs = self._prepare_inputs(inputs)
+        with self._on_grid(model):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+            wanted, self._logits = self._logits, None  # not kept over the next step: they are the largest tensor of all
+            if self.rounding is None or wanted is None or not self._rounds:
+                return loss
+            return loss + self._rounding_step(self.rounding, model, self._prepare_inputs(inputs), wanted)
+
+    def _rounding_step(self, rounding: Rounding, model: nn.Module, inputs: dict[str, Any], wanted: Tensor) -> Tensor:
+        """Adds the gradient of the rounded model's divergence from the logits `wanted`, and returns its share."""
         plain = {name: value for name, value in inputs.items() if name != "labels"}
         draw = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         recipe = self._recipes[int(torch.randint(len(self._recipes), (), generator=draw))]
         with self.compute_loss_context_manager(), rounded(rounded_matrices(model, recipe)):
-            found = model(**plain).logits
-            term = divergence(wanted, found, inputs.get("attention_mask"))
+            term = divergence(wanted, model(**plain).logits, inputs.get("attention_mask"))
             scaled = rounding.weight * term / self.current_gradient_accumulation_steps
             self.accelerator.backward(scaled)
         self._count("rounding", term)
-        return loss + scaled.detach()
+        return scaled.detach()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the base class; of the weights on their grid, once they are held there."""
+        with self._on_grid(self.model):
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+        return found
+
+    def settle(self) -> None:
+        """Leaves the weights on their grid, if they are held on one: to be called when training has ended."""
+        if self._grid is not None and self._rounds:
+            for parameter, scheme in rounded_matrices(self.model, self._grid).values():
+                parameter.data = round_weights(parameter.data, scheme)
+
+    @property
+    def _rounds(self) -> bool:
+        steps = self.state.max_steps  # 0 before training
+        return self.rounding is not None and steps > 0 and self.state.global_step >= self.rounding.start * steps
+
+    def _on_grid(self, model: nn.Module) -> AbstractContextManager[None]:
+        if self._grid is None or not self._rounds:
+            return nullcontext()
+        return rounded(rounded_matrices(model, self._grid))
 
     def _count(self, name: str, term: Tensor) -> None:
         self._terms.setdefault(name, []).append(term.detach())

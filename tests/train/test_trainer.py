@@ -5,9 +5,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
+from edgekit.checkpoint import open_checkpoint
+from edgekit.graph import build_graph
+from edgekit.quantize import quantize
 from edgekit.scheme import parse_recipe
 from edgekit.train import VARIANTS, DispersionLoss, DispersionTrainer, Rounding, rounded
-from edgekit.train.rounding import rounded_matrices
+from edgekit.train.rounding import round_weights, rounded_matrices
 from edgekit.train.trainer import divergence
 
 
@@ -119,6 +122,43 @@ def test_rounding_waits_for_its_share_of_the_steps(tmp_path):
     trainer.train()
     told = [("rounding" in entry) for entry in trainer.state.log_history if "loss" in entry]
     assert told == [False, False, True, True]
+
+
+def test_on_a_grid_the_float_model_is_the_rounded_one(tmp_path):
+    trainer = make_trainer(tmp_path, rounding=Rounding(("q2g32",), weight=2.0, grid="q4g32"))
+    trainer.state.max_steps = 4
+    trainer.current_gradient_accumulation_steps = 1
+    batch = {name: torch.stack([Text()[i][name] for i in range(4)]) for name in ("input_ids", "labels")}
+    before = weights_of(trainer.model)
+    trainer.training_step(trainer.model, dict(batch))
+    found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    assert_same(weights_of(trainer.model), before, rtol=0, atol=0)  # what is trained stays full
+
+    model = make_model().train()
+    with torch.no_grad():
+        for parameter, scheme in rounded_matrices(model, parse_recipe("q4g32")).values():
+            parameter.copy_(round_weights(parameter, scheme))
+    model(**batch).loss.backward()
+    with torch.no_grad():
+        wanted = model(input_ids=batch["input_ids"]).logits
+    with rounded(rounded_matrices(model, parse_recipe("q2g32"))):
+        (2.0 * divergence(wanted, model(input_ids=batch["input_ids"]).logits, None)).backward()
+    assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+def test_weights_settled_on_a_grid_lose_nothing_when_they_are_compiled_to_it(tmp_path):
+    trainer = make_trainer(tmp_path, rounding=Rounding(("q2g32",), start=0.5, grid="q4g32"))
+    trainer.train()
+    held = trainer.evaluate(Text())["eval_loss"]
+    trainer.settle()
+    assert trainer.evaluate(Text())["eval_loss"] == held
+    trainer.model.half().save_pretrained(tmp_path / "model")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    quant = quantize(build_graph(checkpoint, context=8), checkpoint, parse_recipe("q4g32"))
+    assert set(quant.errors.values()) == {0.0}
+    with torch.no_grad():
+        full = trainer.model.float()(Text().ids, labels=Text().ids).loss
+    assert float(full) == pytest.approx(held, rel=1e-4)
 
 
 def test_arms_that_differ_in_the_loss_see_the_same_batches(tmp_path):
