@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from edgekit.scheme import Recipe, parse_recipe
+from edgekit.scheme import Recipe, Scheme, parse_recipe
 from edgekit.train.dispersion import DispersionLoss
 from edgekit.train.rounding import round_weights, rounded, rounded_matrices
 
@@ -80,7 +80,7 @@ class DispersionTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of the base class; where rounding is on, the gradient of the rounded model's divergence is added."""
-        with self._on_grid(model):
+        with self._on_grid():
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
             wanted, self._logits = self._logits, None  # not kept over the next step: they are the largest tensor of all
             if self.rounding is None or wanted is None or not self._rounds:
@@ -101,14 +101,14 @@ class DispersionTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the base class; of the weights on their grid, once they are held there."""
-        with self._on_grid(self.model):
+        with self._on_grid():
             found: dict[str, float] = super().evaluate(*args, **kwargs)
         return found
 
     def settle(self) -> None:
         """Leaves the weights on their grid, if they are held on one: to be called when training has ended."""
-        if self._grid is not None and self._rounds:
-            for parameter, scheme in rounded_matrices(self.model, self._grid).values():
+        if self._rounds:
+            for parameter, scheme in self._held().values():
                 parameter.data = round_weights(parameter.data, scheme)
 
     @property
@@ -116,10 +116,13 @@ class DispersionTrainer(Trainer):
         steps = self.state.max_steps  # 0 before training
         return self.rounding is not None and steps > 0 and self.state.global_step >= self.rounding.start * steps
 
-    def _on_grid(self, model: nn.Module) -> AbstractContextManager[None]:
-        if self._grid is None or not self._rounds:
-            return nullcontext()
-        return rounded(rounded_matrices(model, self._grid))
+    def _on_grid(self) -> AbstractContextManager[None]:
+        return rounded(self._held()) if self._rounds else nullcontext()
+
+    def _held(self) -> dict[str, tuple[nn.Parameter, Scheme]]:
+        """The matrices that are held on a grid, and which."""
+        assert self.model is not None
+        return {} if self._grid is None else rounded_matrices(self.model, self._grid)
 
     def _count(self, name: str, term: Tensor) -> None:
         self._terms.setdefault(name, []).append(term.detach())
