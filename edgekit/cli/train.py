@@ -53,9 +53,7 @@ def command(
     if jobs is not None and not are_twins:
         raise UsageError("--jobs needs --twins", hint="the cores of one training: OMP_NUM_THREADS")
     if are_twins and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "--twins starts its own processes", hint="run it without accelerate launch; --jobs says how many"
-        )
+        raise UsageError("--twins starts its own processes", hint="run it without torchrun; --jobs says how many")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install '.[train]'")
