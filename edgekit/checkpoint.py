@@ -8,29 +8,29 @@ import dataclasses
 import functools
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.archs import Decoder, find_decoder
+from edgekit.archs.config import Config
 from edgekit.errors import Damaged, Unsupported, UsageError
+from edgekit.packed import Packed
+from edgekit.packings import with_packed
 from edgekit.safetensors import TensorInfo, parse_json, read_header
 from edgekit.special_tokens import bos_id, eos_ids, special_tokens, token_content
+from edgekit.tensor_files import FLOATS, inside, read_floats
 
 Float32 = npt.NDArray[np.float32]
 
-_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _MOST_CONFIG_BYTES: Final = 16 << 20
 _MOST_TOKENIZER_BYTES: Final = 256 << 20  # the largest published one has 33 MiB
 _MOST_TEMPLATE_CHARACTERS: Final = 1 << 20
 _HASHED_AT_ONCE: Final = 8 << 20
-_VALUES_AT_ONCE: Final = 1 << 20  # read and widened while they are in the cache
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Checkpoint:
     path: Path
     config: Mapping[str, object]
     decoder: Decoder
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo | Packed]
     tokenizer_file: Path | None
     chat_template: str | None
     bos_id: int | None  # what the tokenizer puts before a text; None: nothing
@@ -55,7 +55,7 @@ class Checkpoint:
 
         The digest of the lines that `sha256sum` prints for the files in the order of their names.
         """
-        lines = [f"{_sha256(_inside(self.path, file.name))}  {file.name}\n" for file in sorted(self.files)]
+        lines = [f"{_sha256(inside(self.path, file.name))}  {file.name}\n" for file in sorted(self.files)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
@@ -66,14 +66,18 @@ class Checkpoint:
     def read(self, name: str) -> Float32:
         """The tensor `name`, in float32."""
         info = self.tensors[name]
-        return self._read(info, info.offset, info.bytes).reshape(info.shape)
+        if isinstance(info, Packed):
+            return info.values(0, info.shape[0])
+        return read_floats(info, info.offset, info.bytes).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
         """Rows `start` to `stop` of the matrix `name`, in float32."""
         info = self.tensors[name]
         assert 0 <= start < stop <= info.shape[0]
+        if isinstance(info, Packed):
+            return info.values(start, stop)
         row_bytes = info.bytes // info.shape[0]
-        values = self._read(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
+        values = read_floats(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
         return values.reshape(stop - start, *info.shape[1:])
 
     def read_blocks(self, name: str, *, block_bytes: int = 32 << 20) -> Iterator[tuple[int, Float32]]:
@@ -82,30 +86,6 @@ class Checkpoint:
         step = max(1, block_bytes // (4 * width))
         for start in range(0, rows, step):
             yield start, self.read_rows(name, start, min(start + step, rows))
-
-    def _read(self, info: TensorInfo, offset: int, size: int) -> Float32:
-        dtype = _DTYPES[info.dtype]
-        values = np.empty(size // dtype.itemsize, np.float32)
-        read = np.empty(min(len(values), _VALUES_AT_ONCE), dtype)
-        with _inside(self.path, info.file.name).open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            for start in range(0, len(values), len(read)):
-                part = read[: len(values) - start]
-                _fill(memoryview(part.data).cast("B"), stream)
-                if info.dtype == "BF16":
-                    # A bf16 is the upper half of a float32.
-                    np.left_shift(part, 16, out=values[start : start + len(part)].view(np.uint32), dtype=np.uint32)
-                else:
-                    values[start : start + len(part)] = part
-        return values
-
-
-def _fill(buffer: memoryview, stream: FileIO) -> None:
-    while buffer:
-        count = stream.readinto(buffer)
-        if not count:
-            raise Damaged(f"{stream.name} became shorter while it was read", hint="start again")
-        buffer = buffer[count:]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -126,7 +106,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             hint="give the folder of a Hugging Face checkpoint, with config.json, model.safetensors and tokenizer.json",
         )
     decoder = find_decoder(config)
-    weight_files, tensors = _find_tensors(path, texts)
+    weight_files, stored = _find_tensors(path, texts)
+    tensors = with_packed(_quantization(config, texts, stored), stored, decoder.tensor_shapes())
     _check_shapes(decoder, tensors)
     tokenizer = texts.table("tokenizer.json", limit=_MOST_TOKENIZER_BYTES)
     tokenizer_config = texts.table("tokenizer_config.json") or {}
@@ -154,6 +135,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def _quantization(config: Mapping[str, object], texts: "_Texts", tensors: Mapping[str, TensorInfo]) -> Config | None:
+    """How the checkpoint says it was quantized: in config.json, or beside it as AutoGPTQ wrote it at first."""
+    values = Config(config)
+    if values.has("quantization_config"):
+        return values.table("quantization_config")
+    name = "quantize_config.json"
+    table = texts.table(name) if any(tensor.endswith(".qweight") for tensor in tensors) else None
+    return None if table is None else Config(table, name)
+
+
 class _Texts:
     """The small files of a checkpoint directory, and which of them were used."""
 
@@ -165,7 +156,7 @@ class _Texts:
         """The file `name`, None if there is none."""
         if not os.path.lexists(self.directory / name):
             return None
-        file = _inside(self.directory, name)
+        file = inside(self.directory, name)
         try:
             with file.open("rb") as stream:
                 text = stream.read(limit + 1)
@@ -180,25 +171,6 @@ class _Texts:
         """The JSON object in the file `name`, None if there is no file."""
         text = self.read(name, limit=limit)
         return None if text is None else parse_json(text, name)
-
-
-def _inside(directory: Path, name: str) -> Path:
-    """The regular file `name` of `directory`, links followed.
-
-    A link must not lead out of the directory; the Hugging Face cache is the exception, where the files of
-    `snapshots/<revision>` are links to `../../blobs`.
-    """
-    file, root = (directory / name).resolve(), directory.resolve()
-    blobs = root.parent.parent / "blobs"
-    if not file.is_relative_to(root) and not (root.parent.name == "snapshots" and file.parent == blobs):
-        raise Damaged(f"{name} is a link that leads out of {directory}", hint="copy the file there")
-    try:
-        is_regular = stat.S_ISREG(file.stat().st_mode)
-    except OSError as error:
-        raise Damaged(f"cannot read {name}: {error.strerror}", hint="download it again") from error
-    if not is_regular:
-        raise Damaged(f"{name} in {directory} is not a regular file", hint="download it again")
-    return file
 
 
 def _find_tensors(directory: Path, texts: _Texts) -> tuple[list[Path], dict[str, TensorInfo]]:
@@ -253,11 +225,11 @@ def _shard_name(name: object) -> str:
 
 def _read_header(directory: Path, name: str) -> dict[str, TensorInfo]:
     """The header of the file `name`, its tensors located by the path in `directory` and not by where a link leads."""
-    located = read_header(_inside(directory, name), name)
+    located = read_header(inside(directory, name), name)
     return {tensor.name: dataclasses.replace(tensor, file=directory / name) for tensor in located.values()}
 
 
-def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> None:
+def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo | Packed]) -> None:
     """Every tensor the decoder needs is there, in its shape and a dtype we read, and no other would change it."""
     expected = decoder.tensor_shapes()
     for name, shape in expected.items():
@@ -272,9 +244,9 @@ def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo]) -> None:
                 f"the tensor '{name}' has the shape {_sizes(info.shape)}, config.json makes it {_sizes(shape)}",
                 hint="config.json and the weights belong to different models",
             )
-        if info.dtype not in _DTYPES:
+        if info.dtype not in FLOATS and not isinstance(info, Packed):
             raise Unsupported(
-                f"the tensor '{name}' has the dtype {info.dtype}", hint=f"edgekit reads {', '.join(sorted(_DTYPES))}"
+                f"the tensor '{name}' has the dtype {info.dtype}", hint=f"edgekit reads {', '.join(sorted(FLOATS))}"
             )
     # Old checkpoints store the rotary frequencies; a tied head may be stored as well. Both are ignored, as by
     # transformers. Anything else would be a part of the model that is silently left out.

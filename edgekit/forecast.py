@@ -1,7 +1,7 @@
 """What compiling a checkpoint for a target would make, and what that takes, from headers alone."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ from edgekit.coherence import PROBE_WINDOW
 from edgekit.cost import measured
 from edgekit.errors import DoesNotFit
 from edgekit.graph import build_graph
+from edgekit.kept import default_recipe, kept_notes
 from edgekit.methods import find_method
+from edgekit.packed import Packed
 from edgekit.passes import lower
 from edgekit.plan import DEFAULT_KV, Plan, default_context, kv_bytes, make_plan
 from edgekit.portable import stored_bytes
@@ -52,6 +54,8 @@ class Forecast:
         largest = max(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
         # A matrix in float32 and its transpose, or the logits of a window, which are there three times at once.
         working = max(2 * 4 * largest, 3 * 4 * PROBE_WINDOW * decoder.vocab, self._calibration_memory)
+        # Packed words, their codes and what unpacking takes; a matrix is unpacked whole.
+        working += 4 * largest if any(isinstance(info, Packed) for info in self.checkpoint.tensors.values()) else 0
         # The self-test keeps codes as they come and packed; halves it widens.
         formats = {scheme.format for scheme in self.quant.schemes.values()}
         halves = 4 * self.checkpoint.parameters if "f16" in formats else 0
@@ -101,8 +105,10 @@ class Forecast:
         return n, k
 
 
-def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | None, kv: str = DEFAULT_KV) -> Forecast:
-    """What compiling `model` would make. Reads no weights.
+def forecast(
+    model: Path, target_name: str, recipe: Recipe | None, *, context: int | None, kv: str = DEFAULT_KV
+) -> Forecast:
+    """What compiling `model` would make; without a recipe, by the one that suits it. Reads no weights.
 
     The plan asks nothing of this machine, so it is the same whenever it is made; only `predicted` has the memory rate
     of this machine, measured now, if the target is the host.
@@ -110,7 +116,8 @@ def forecast(model: Path, target_name: str, recipe: Recipe, *, context: int | No
     checkpoint = open_checkpoint(model)
     target = load_target(target_name)
     positions = default_context(checkpoint.decoder) if context is None else context
-    quant = assign(build_graph(checkpoint, context=positions), recipe)
+    quant = assign(build_graph(checkpoint, context=positions), recipe or default_recipe(checkpoint))
+    quant = replace(quant, notes=(*quant.notes, *kept_notes(checkpoint, quant)))
     lowered = lower(quant)
     plan = make_plan(lowered, checkpoint.decoder, target, context=positions, kv=kv)
     predicted = plan

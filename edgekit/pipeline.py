@@ -48,14 +48,15 @@ _CONTINUATIONS_IF_LARGE = 3
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be compiled, for what, and where to. `probe_text` None is edgekit's own.
+    """What is to be compiled, for what, and where to.
 
-    `calibration_text` is for methods that need the inputs of the linear layers, and for no others.
+    `recipe` None is the one that suits the model, `probe_text` None is edgekit's own. `calibration_text` is for methods
+    that need the inputs of the linear layers, and for no others.
     """
 
     model: Path
     target: str
-    recipe: Recipe
+    recipe: Recipe | None
     output: Path
     engine: str = "native"
     context: int | None = None
@@ -96,9 +97,9 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         raise UsageError(
             f"the engine {order.engine} keeps keys and values in float32", hint="--kv q8 needs --engine native"
         )
-    check_calibration(order.recipe, is_given=order.calibration_text is not None)
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
+        check_calibration(found.quant.recipe, is_given=order.calibration_text is not None)
         on_forecast(found)
         check_fit(found, order.most_memory, cache.root, order.output, order.engine)
         if order.engine == "native":

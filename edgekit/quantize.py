@@ -21,6 +21,7 @@ from edgekit.disk import reserve, writing
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Graph, with_biases
 from edgekit.methods import Inputs, Method, find_method
+from edgekit.packed import Packed
 from edgekit.passes.gated import gated_pairs
 from edgekit.scheme import Recipe, Scheme
 
@@ -152,13 +153,17 @@ def quantize(
         tensor = _allocate(name, scheme, shape, directory)
         of_matrix = None if inputs is None else inputs.get(name)
         bias = vectors.get(f"{name.removesuffix('.weight')}.bias") if method.corrects_biases else None
+        packed = checkpoint.tensors[name]
         lost = kept = 0.0
         for start, weights in checkpoint.read_blocks(name):
             if progress is not None:
                 progress(name, done + start * shape[1], total)
             _check_finite(weights, name)
             stop = start + len(weights)
-            _fill(tensor, start, stop, weights, method, of_matrix)
+            if method.keeps_codes and isinstance(packed, Packed) and packed.holds(scheme):
+                tensor.codes[start:stop], tensor.scales[start:stop] = packed.kept(scheme, start, stop)
+            else:
+                _fill(tensor, start, stop, weights, method, of_matrix)
             difference = tensor.values(start, stop) - weights
             if bias is not None and of_matrix is not None:
                 bias[start:stop] -= difference @ of_matrix.mean

@@ -14,6 +14,7 @@ from edgekit.errors import Unsupported, UsageError, one_of
 
 GROUPS = (32, 64, 128)
 DEFAULT_METHOD = "rtn"
+DEFAULT_RECIPE = "q4g128"
 
 # name -> (lowest code, highest code, offset, bits a code takes in memory)
 _FORMATS = {

@@ -163,7 +163,6 @@ UNSUPPORTED = {
     "model_type 'config' is not supported": {"model_type": "config"},
     r"model_type '\.\./x' is not supported": {"model_type": "../x"},
     "hidden_act 'gelu' in config.json is not supported": {"hidden_act": "gelu"},
-    "the checkpoint is already quantized": {"quantization_config": {"bits": 4}},
     "rope_type 'yarn' in rope_scaling of config.json": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "type 'dynamic' in rope_scaling of config.json": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
     "partial_rotary_factor in config.json": {"partial_rotary_factor": 0.5},
@@ -282,7 +281,6 @@ def test_no_value_of_any_key_does_worse_than_an_error_for_the_person(model_type)
         sliding_window=16,
         max_window_layers=0,
         layer_types=["sliding_attention"],
-        quantization_config=None,
         partial_rotary_factor=1,
     )
     assert find_decoder(config).vocab == 50

@@ -87,12 +87,17 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
         (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "in float32", "--engine native"),
         (["compile", "--target", "host", "--method", "gptq"], 2, "the method gptq needs a", "--calibration FILE"),
-        (["compile", "--target", "host", "--method", "magic"], 2, "'magic' is not one of 'gptq', 'rtn'", "--help"),
+        (
+            ["compile", "--target", "host", "--method", "magic"],
+            2,
+            "'magic' is not one of 'gptq', 'kept', 'rtn'",
+            "--help",
+        ),
         (
             ["compile", "--target", "host", "--recipe", "q4g64,method=magic"],
             3,
             "'magic'",
-            "one of: gptq, rtn, rtn_bias",
+            "one of: gptq, kept, rtn, rtn_bias",
         ),
         (["compile", "--target", "host", "--calibration", "/nowhere"], 2, "cannot read /nowhere", ""),
         (

@@ -127,10 +127,10 @@ def test_rows_are_independent(gaussian: Float32) -> None:
 
 
 def test_methods_are_found_by_name() -> None:
-    assert known_methods() == ("gptq", "rtn", "rtn_bias")
+    assert known_methods() == ("gptq", "kept", "rtn", "rtn_bias")
     assert find_method("rtn").quantize_matrix is quantize_matrix
     needs = {name: (find_method(name).needs_inputs, find_method(name).corrects_biases) for name in known_methods()}
-    assert needs == {"gptq": (True, False), "rtn": (False, False), "rtn_bias": (True, True)}
+    assert needs == {"gptq": (True, False), "kept": (False, False), "rtn": (False, False), "rtn_bias": (True, True)}
 
 
 def test_an_unknown_method_is_refused_with_those_that_exist() -> None:

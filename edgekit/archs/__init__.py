@@ -133,11 +133,6 @@ def find_decoder(config: Mapping[str, object]) -> Decoder:
     reader = Config(config)
     _refuse_other_heads(reader)
     reader.refuse_unless("hidden_act", ("silu", "swish"), default="silu")
-    if config.get("quantization_config") is not None:
-        raise Unsupported(
-            "the checkpoint is already quantized (quantization_config)",
-            hint="start from the checkpoint in BF16, F16 or F32 that it was made from",
-        )
     architecture = importlib.import_module(f"edgekit.archs.{model_type}")
     decoder = architecture.decoder(reader)
     assert isinstance(decoder, Decoder)

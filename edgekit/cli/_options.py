@@ -58,10 +58,9 @@ model = click.argument("model", required=False, type=click.Path(path_type=Path))
 target = click.option("--target", required=True, metavar="NAME", help="Kind of machine; `edgekit targets` lists them.")
 recipe = click.option(
     "--recipe",
-    default="q4g128",
-    show_default=True,
     metavar="RECIPE",
-    help="SCHEME[,head=SCHEME][,method=METHOD][,PATTERN=SCHEME...], or a .toml file.",
+    help="SCHEME[,head=SCHEME][,method=METHOD][,PATTERN=SCHEME...], or a .toml file. Default: q4g128; of a checkpoint"
+    " that is quantized already, its own codes.",
 )
 context = click.option(
     "--context",

@@ -15,7 +15,7 @@ from edgekit.forecast import Forecast
 from edgekit.methods import known_methods
 from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
-from edgekit.scheme import find_recipe
+from edgekit.scheme import DEFAULT_RECIPE, find_recipe, parse_recipe
 from edgekit.target import HOST, load_target
 from edgekit.units import Bytes, rounded
 
@@ -27,7 +27,7 @@ from edgekit.units import Bytes, rounded
 @click.option(
     "--method",
     type=click.Choice(known_methods()),
-    help="How codes and scales are found. Default: the recipe's.",
+    help="How codes and scales are found. Default: the recipe's. Without --recipe it is for q4g128.",
 )
 @click.option(
     "--calibration",
@@ -49,7 +49,7 @@ def command(
     *,
     model: Path | None,
     target: str,
-    recipe: str,
+    recipe: str | None,
     method: str | None,
     calibration: Path | None,
     engine: str,
@@ -71,11 +71,13 @@ def command(
     """
     if explained and engine != "native":
         raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
-    source, chosen = model or embedded_model(), find_recipe(recipe)
+    source, chosen = model or embedded_model(), None if recipe is None else find_recipe(recipe)
+    if method is not None:
+        chosen = replace(chosen or parse_recipe(DEFAULT_RECIPE), method=method)
     order = Order(
         model=source,
         target=target,
-        recipe=chosen if method is None else replace(chosen, method=method),
+        recipe=chosen,
         output=output or Path(f"{source.resolve().name}-{target}"),
         engine=engine,
         context=context,

@@ -23,14 +23,15 @@ from edgekit.units import Bytes, Seconds, rounded
 @_options.explain
 @_options.as_json
 def command(
-    *, model: Path | None, target: str, recipe: str, context: int | None, kv: str, explained: bool, as_json: bool
+    *, model: Path | None, target: str, recipe: str | None, context: int | None, kv: str, explained: bool, as_json: bool
 ) -> None:
     """Predict memory and speed of MODEL on a target.
 
     MODEL is a checkpoint folder, by default the checkpoint that comes with edgekit. Speeds are predictions, not
     measurements.
     """
-    found = forecast(model or embedded_model(), target, find_recipe(recipe), context=context, kv=kv)
+    wanted = None if recipe is None else find_recipe(recipe)
+    found = forecast(model or embedded_model(), target, wanted, context=context, kv=kv)
     for note in (*found.quant.notes, *found.predicted.notes):
         warn(note)
     choices = explain(found.predicted)

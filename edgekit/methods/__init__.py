@@ -33,12 +33,14 @@ class Method:
     """Codes int8 [n, k] and bf16 scales (their bits, uint16 [n, groups]) for weights [n, k], by `quantize_matrix`.
 
     `needs_inputs`: of no use without the inputs of the linear layers; a matrix that only looks up rows has none.
+    `keeps_codes`: a matrix whose codes the scheme holds already keeps them.
     `corrects_biases`: what rounding adds to a layer's mean result is taken off its bias afterwards.
     """
 
     quantize_matrix: Callable[[Float32, Scheme, Inputs | None], tuple[Int8, UInt16]]
     needs_inputs: bool = False
     corrects_biases: bool = False
+    keeps_codes: bool = False
 
 
 def known_methods() -> tuple[str, ...]:
