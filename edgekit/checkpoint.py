@@ -4,10 +4,14 @@ Only safetensors are read: pickled weights can run code when they are loaded. Ev
 strangers, so it is checked here once and trusted after.
 """
 
+import atexit
 import dataclasses
 import functools
 import hashlib
+import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,10 @@ import numpy.typing as npt
 from edgekit.archs import Decoder, find_decoder
 from edgekit.archs.config import Config
 from edgekit.errors import Damaged, Unsupported, UsageError
-from edgekit.packed import Packed
+from edgekit.gguf import read_gguf
+from edgekit.gguf_model import hugging_face_tensors, read_config, scaled_frequencies
+from edgekit.gguf_tokenizer import end_ids, read_tokenizer_of
+from edgekit.packed import Stored
 from edgekit.packings import with_packed
 from edgekit.safetensors import TensorInfo, parse_json, read_header
 from edgekit.special_tokens import bos_id, eos_ids, special_tokens, token_content
@@ -35,12 +42,12 @@ _HASHED_AT_ONCE: Final = 8 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked Hugging Face directory. Holds where tensors lie, never their values."""
+    """A checked Hugging Face directory or GGUF file. Holds where tensors lie, never their values."""
 
     path: Path
     config: Mapping[str, object]
     decoder: Decoder
-    tensors: Mapping[str, TensorInfo | Packed]
+    tensors: Mapping[str, TensorInfo | Stored]
     tokenizer_file: Path | None
     chat_template: str | None
     bos_id: int | None  # what the tokenizer puts before a text; None: nothing
@@ -55,7 +62,7 @@ class Checkpoint:
 
         The digest of the lines that `sha256sum` prints for the files in the order of their names.
         """
-        lines = [f"{_sha256(inside(self.path, file.name))}  {file.name}\n" for file in sorted(self.files)]
+        lines = [f"{_sha256(inside(file.parent, file.name))}  {file.name}\n" for file in sorted(self.files)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
@@ -66,7 +73,7 @@ class Checkpoint:
     def read(self, name: str) -> Float32:
         """The tensor `name`, in float32."""
         info = self.tensors[name]
-        if isinstance(info, Packed):
+        if isinstance(info, Stored):
             return info.values(0, info.shape[0])
         return read_floats(info, info.offset, info.bytes).reshape(info.shape)
 
@@ -74,7 +81,7 @@ class Checkpoint:
         """Rows `start` to `stop` of the matrix `name`, in float32."""
         info = self.tensors[name]
         assert 0 <= start < stop <= info.shape[0]
-        if isinstance(info, Packed):
+        if isinstance(info, Stored):
             return info.values(start, stop)
         row_bytes = info.bytes // info.shape[0]
         values = read_floats(info, info.offset + start * row_bytes, (stop - start) * row_bytes)
@@ -89,31 +96,83 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in the directory `path`. Reads the headers of the weights, not the weights.
+    """The checkpoint in the directory or GGUF file `path`. Reads the headers of the weights, not the weights.
 
     Raises:
-        UsageError: `path` is not a directory.
+        UsageError: `path` is neither.
         Damaged: a file is missing, malformed, or contradicts another.
         Unsupported: an architecture, weight format or variant that edgekit does not handle.
     """
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
     if not path.is_dir():
-        raise UsageError(f"{path} is not a directory", hint="give the directory that holds config.json")
+        raise UsageError(
+            f"{path} is not a directory", hint="give the directory that holds config.json, or a .gguf file"
+        )
     texts = _Texts(path)
     config = texts.table("config.json")
     if config is None:
         raise UsageError(
             f"{path} is not a checkpoint folder: it holds no config.json",
-            hint="give the folder of a Hugging Face checkpoint, with config.json, model.safetensors and tokenizer.json",
+            hint="give the folder of a Hugging Face checkpoint, with config.json, model.safetensors and tokenizer.json,"
+            " or a .gguf file",
         )
     decoder = find_decoder(config)
     weight_files, stored = _find_tensors(path, texts)
     tensors = with_packed(_quantization(config, texts, stored), stored, decoder.tensor_shapes())
-    _check_shapes(decoder, tensors)
     tokenizer = texts.table("tokenizer.json", limit=_MOST_TOKENIZER_BYTES)
     tokenizer_config = texts.table("tokenizer_config.json") or {}
     generation_config = texts.table("generation_config.json") or {}
-    special = special_tokens(tokenizer)
-    eos = eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special)
+    template = texts.read("chat_template.jinja")
+    return _checked(
+        path,
+        config,
+        decoder,
+        tensors,
+        tokenizer,
+        path / "tokenizer.json",
+        tokenizer_config,
+        generation_config,
+        _chat_template(template, tokenizer_config),
+        (*texts.used, *weight_files),
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    """The checkpoint in a GGUF file. Its tokenizer.json is written to a folder that goes when this process ends."""
+    gguf = read_gguf(inside(path.parent, path.name), path.name)
+    gguf = dataclasses.replace(gguf, file=path)
+    metadata = Config(gguf.metadata, f"the metadata of {path.name}")
+    config = read_config(gguf) | {"eos_token_id": end_ids(metadata)}
+    decoder = find_decoder(config)
+    decoder = dataclasses.replace(decoder, inv_freq=scaled_frequencies(gguf, decoder.inv_freq))
+    tokenizer, tokenizer_config = read_tokenizer_of(metadata) or (None, {})
+    file = None
+    if tokenizer is not None:
+        folder = Path(tempfile.mkdtemp(prefix="edgekit-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        file = folder / "tokenizer.json"
+        file.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    tensors = hugging_face_tensors(gguf, decoder.head_dim)
+    template = _chat_template(None, tokenizer_config)
+    return _checked(path, config, decoder, tensors, tokenizer, file, tokenizer_config, {}, template, (path,))
+
+
+def _checked(
+    path: Path,
+    config: Mapping[str, object],
+    decoder: Decoder,
+    tensors: Mapping[str, TensorInfo | Stored],
+    tokenizer: Mapping[str, object] | None,
+    tokenizer_file: Path | None,
+    tokenizer_config: Mapping[str, object],
+    generation_config: Mapping[str, object],
+    chat_template: str | None,
+    files: tuple[Path, ...],
+) -> Checkpoint:
+    """The checkpoint of these parts, which agree with each other."""
+    _check_shapes(decoder, tensors)
+    eos = eos_ids(config, generation_config, tokenizer_config, decoder.vocab, special_tokens(tokenizer))
     bos = bos_id(tokenizer)
     if bos is not None and bos >= decoder.vocab:
         raise Damaged(
@@ -125,13 +184,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         config=config,
         decoder=decoder,
         tensors=tensors,
-        tokenizer_file=path / "tokenizer.json" if tokenizer is not None else None,
-        chat_template=_chat_template(texts, tokenizer_config),
+        tokenizer_file=tokenizer_file if tokenizer is not None else None,
+        chat_template=chat_template,
         bos_id=bos,
         bos_text=token_content(tokenizer_config, "bos_token"),
         eos_text=token_content(tokenizer_config, "eos_token"),
         eos_ids=eos,
-        files=(*texts.used, *weight_files),
+        files=files,
     )
 
 
@@ -229,7 +288,7 @@ def _read_header(directory: Path, name: str) -> dict[str, TensorInfo]:
     return {tensor.name: dataclasses.replace(tensor, file=directory / name) for tensor in located.values()}
 
 
-def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo | Packed]) -> None:
+def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo | Stored]) -> None:
     """Every tensor the decoder needs is there, in its shape and a dtype we read, and no other would change it."""
     expected = decoder.tensor_shapes()
     for name, shape in expected.items():
@@ -244,7 +303,7 @@ def _check_shapes(decoder: Decoder, tensors: Mapping[str, TensorInfo | Packed]) 
                 f"the tensor '{name}' has the shape {_sizes(info.shape)}, config.json makes it {_sizes(shape)}",
                 hint="config.json and the weights belong to different models",
             )
-        if info.dtype not in FLOATS and not isinstance(info, Packed):
+        if info.dtype not in FLOATS and not isinstance(info, Stored):
             raise Unsupported(
                 f"the tensor '{name}' has the dtype {info.dtype}", hint=f"edgekit reads {', '.join(sorted(FLOATS))}"
             )
@@ -267,9 +326,8 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "of a scalar"
 
 
-def _chat_template(texts: _Texts, tokenizer_config: Mapping[str, object]) -> str | None:
-    """The Jinja template of a conversation: chat_template.jinja, else the default one of tokenizer_config.json."""
-    file = texts.read("chat_template.jinja")
+def _chat_template(file: bytes | None, tokenizer_config: Mapping[str, object]) -> str | None:
+    """The Jinja template of a conversation: `file`, chat_template.jinja, else the default of tokenizer_config.json."""
     if file is not None:
         try:
             template: object = file.decode("utf-8")

@@ -25,13 +25,24 @@ _HOLDING = ("q3", "q4", "q8")
 
 
 @dataclass(frozen=True, eq=False)
-class Packed(abc.ABC):
-    """A matrix (n, k) in codes, `group` columns a scale. `dtype` is for the person, `bytes` what it takes on disk."""
+class Stored(abc.ABC):
+    """A tensor that does not lie in its file as it is read. `dtype` is for the person, `bytes` what it takes there."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: str
     bytes: int
+
+    @abc.abstractmethod
+    def values(self, start: int, stop: int) -> Float32:
+        """Rows [start, stop) in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Stored):
+    """A matrix (n, k) in codes, `group` columns a scale."""
+
+    shape: tuple[int, int]
     bits: int
     group: int
 

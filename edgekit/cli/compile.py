@@ -63,7 +63,7 @@ def command(
     explained: bool,
     as_json: bool,
 ) -> None:
-    """Compile MODEL, a checkpoint folder, for a target.
+    """Compile MODEL, a checkpoint folder or a GGUF file, for a target.
 
     Without MODEL it is the checkpoint that comes with edgekit. The result is one folder, which appears only after it
     was loaded and run, and with --gate only if it is coherent enough. Finished stages are kept in ~/.cache/edgekit
@@ -78,7 +78,7 @@ def command(
         model=source,
         target=target,
         recipe=chosen,
-        output=output or Path(f"{source.resolve().name}-{target}"),
+        output=output or Path(f"{_name(source)}-{target}"),
         engine=engine,
         context=context,
         kv=kv,
@@ -105,6 +105,11 @@ def command(
         warn(f"the program for {target} was not run: its model was, by this machine's program ({hint})")
     if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
         warn(f"the model is {verdict}: a recipe with more bits keeps more of it")
+
+
+def _name(source: Path) -> str:
+    """What the model is called."""
+    return source.stem if source.suffix == ".gguf" else source.resolve().name
 
 
 def _announce(found: Forecast) -> None:

@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Predict memory and speed of MODEL on a target.
 
-    MODEL is a checkpoint folder, by default the checkpoint that comes with edgekit. Speeds are predictions, not
-    measurements.
+    MODEL is a checkpoint folder or a GGUF file, by default the checkpoint that comes with edgekit. Speeds are
+    predictions, not measurements.
     """
     wanted = None if recipe is None else find_recipe(recipe)
     found = forecast(model or embedded_model(), target, wanted, context=context, kv=kv)

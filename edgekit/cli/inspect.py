@@ -31,7 +31,9 @@ _BITS = "4,3,2"
 def command(
     *, path: Path, condensation: bool, text: Path | None, tokens: int | None, bits: str | None, as_json: bool
 ) -> None:
-    """Describe a checkpoint folder or a bundle, from its headers.
+    """Describe a checkpoint or a bundle, from its headers.
+
+    A checkpoint is a folder or a GGUF file.
 
     With --condensation a checkpoint is run in float32 on a text. Of each layer's output, before any norm, it shows the
     mean cosine of two tokens' vectors, their effective rank, and the share of their mean, what is the same for all
