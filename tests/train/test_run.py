@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import traceback
 import warnings
 from dataclasses import replace
 
@@ -142,6 +143,8 @@ def in_child(action):
             action()
             code = 0
         finally:
+            if code:
+                traceback.print_exc()  # nobody else would tell
             os._exit(code)
     return child
 
@@ -156,6 +159,7 @@ def test_two_processes_train_what_one_does_with_batches_twice_as_large(recipe_fi
     with socket.socket() as free:
         free.bind(("localhost", 0))
         launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    launched["OMP_NUM_THREADS"] = "1"  # accelerate warns without it, and warnings are errors
 
     def run_as(rank):
         os.environ.update(launched | {"RANK": rank, "LOCAL_RANK": rank})
