@@ -59,6 +59,24 @@ def test_singular_values_of_3_and_1_have_the_rank_of_their_entropy():
     assert found == pytest.approx((4 / 3) ** 0.75 * 4**0.25, **CLOSE)
 
 
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
+def test_the_rank_is_that_of_singular_values_that_were_put_in(shape):
+    random = np.random.default_rng(2)
+    count = min(shape)
+    left, right = (np.linalg.qr(random.standard_normal((n, count)))[0] for n in shape)
+    sigma = np.geomspace(1, 1e-4, count)
+    shares = sigma / sigma.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    # Squares are known to 40 * 2^-52, so the smallest singular value to 40 * 2^-52 / 1e-8, relative: a share of 1e-5.
+    assert condensation((left * sigma) @ right.T).effective_rank == pytest.approx(expected, rel=1e-9)
+
+
+def test_many_vectors_of_one_direction_have_a_rank_of_1_whatever_rounding_adds():
+    random = np.random.default_rng(3)
+    states = np.outer(random.standard_normal(256), random.standard_normal(300))
+    assert condensation(states).effective_rank == pytest.approx(1, **CLOSE)
+
+
 def test_a_single_active_feature_has_a_kurtosis_of_as_many_as_there_are():
     assert condensation(np.array([[0.0, 2.0, 0.0], [0.0, -1.0, 0.0]])).feature_kurtosis == pytest.approx(3, **CLOSE)
 
