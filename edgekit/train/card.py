@@ -20,7 +20,8 @@ def model_card(name: str, recipe: Table, record: Table) -> str:
                 "See `edgekit targets` for other machines, and the table below for what fewer bits leave.",
                 "## Training\n\n" + _pairs(_training(recipe, record)),
                 "## Condensation\n\nHow alike the token vectors of a sequence are after each layer, on held-out"
-                " text.\n\n" + _condensation(record["condensation"]),
+                " text; the last layer's as the last block gives them, before the final norm.\n\n"
+                + _condensation(record["condensation"]),
                 f"## At few bits\n\nOver {record['sweep_tokens']:,} held-out tokens, beside the float one; KLD in nats"
                 " a token.\n\n" + _sweep(record["sweep"]),
             ]
@@ -62,7 +63,10 @@ def _training(recipe: Table, record: Table) -> Iterable[tuple[str, object]]:
             ", ".join(f"{key} {_value(value)}" for key, value in (recipe["losses"][name] or {}).items()) or "none",
         )
     if record["dispersion_cost"] is not None:
-        yield "a step with dispersion", f"{rounded(record['dispersion_cost'], 3)} times one without"
+        yield (
+            "forward and backward with dispersion",
+            f"{rounded(record['dispersion_cost'], 3)} times as long as without; the optimizer's time is not counted",
+        )
 
 
 def _value(value: object) -> str:

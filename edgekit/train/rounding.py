@@ -1,4 +1,4 @@
-"""Weights rounded to a scheme within torch, exactly as edgekit's method `rtn` rounds them.
+"""Weights rounded to a scheme within torch, on the grid of edgekit's method `rtn`, the scale searched half as finely.
 
 Training through the rounding: the model computes with rounded weights and the gradient is applied to the full ones
 (straight-through estimator, Bengio et al., arXiv 1308.3432).
@@ -20,7 +20,8 @@ _LOPSIDED = ("q4", "q3")  # one level more below zero than above: the sign of th
 def round_weights(weights: Tensor, scheme: Scheme, *, steps: int = 16) -> Tensor:
     """`weights` (n, k) rounded to `scheme`, in their own type; the scale of each group has the least squared error.
 
-    `steps` scales are tried a group; the compiler tries 32, which finds errors about a hundredth smaller.
+    `steps` scales are tried a group; the compiler tries 32, which finds squared errors 3 % smaller at 8 bits and up to
+    1 % smaller at 4 and fewer.
     """
     if scheme.format == "f32":
         return weights

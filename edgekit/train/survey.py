@@ -76,10 +76,10 @@ def _calibration(start: Start) -> list[Tokens]:
 
 
 def dispersion_cost(trainer: DispersionTrainer, model: nn.Module, text: Sequences) -> float:
-    """Seconds of a step with the dispersion term over those without, the fastest of five each, in alternation.
+    """Seconds of forward and backward with the dispersion term over those without, the fastest of five, in alternation.
 
-    Steps are forward and backward, with rounding where it is on; the optimizer, which costs the same in both, is left
-    out. Weights stay as they are.
+    With rounding where it is on. The optimizer takes the same in both and is left out, so whole steps differ by less.
+    Weights stay as they are.
     """
     examples = [text[index] for index in range(trainer.args.per_device_train_batch_size)]
     term, fastest = trainer.dispersion, {True: float("inf"), False: float("inf")}

@@ -3,19 +3,33 @@ import pytest
 import torch
 
 from edgekit import kernels
+from edgekit.methods import rtn
 from edgekit.quantize import widen_bf16
 from edgekit.scheme import parse_recipe, parse_scheme
 from edgekit.train.rounding import round_weights, rounded, rounded_matrices
 
 
 @pytest.mark.parametrize("name", ["q8g32", "q4g64", "q3g64", "q2g32", "t2g128"])
-def test_weights_are_rounded_as_the_compiler_rounds_them(name):
+def test_weights_are_rounded_as_the_compilers_kernel_rounds_them_with_as_many_scales(name):
     scheme = parse_scheme(name)
     weights = torch.randn(24, 200, generator=torch.Generator().manual_seed(1))
     codes, scales = kernels.quantize_weights(scheme, weights.numpy(), steps=16)
     steps = np.repeat(widen_bf16(scales), scheme.group, axis=1)[:, :200]
     expected = (codes.astype(np.float32) + np.float32(scheme.offset)) * steps
     np.testing.assert_allclose(round_weights(weights, scheme, steps=16).numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("q8g32", 0.03), ("q4g64", 0.01), ("q3g64", 0.01), ("q2g32", 0.01), ("t2g128", 0.01)]
+)
+def test_half_as_many_scales_as_the_compiler_tries_find_errors_little_larger(name, more):
+    scheme = parse_scheme(name)
+    weights = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    codes, scales = rtn.quantize_matrix(weights.numpy(), scheme)
+    steps = np.repeat(widen_bf16(scales), scheme.group, axis=1)
+    compiled = torch.from_numpy((codes.astype(np.float32) + np.float32(scheme.offset)) * steps)
+    here, there = ((values - weights).square().sum().item() for values in (round_weights(weights, scheme), compiled))
+    assert there < here < (1 + more) * there
 
 
 def test_zeros_stay_zeros_and_floats_are_themselves():

@@ -129,7 +129,7 @@ def test_a_run_without_dispersion_has_no_cost_of_it(recipe_file):
     recipe = read_recipe(recipe_file)
     record = run(recipe_file, "plain", replace(recipe, losses=Arm(rounding=recipe.losses.rounding)))
     assert record["dispersion_cost"] is None
-    assert "a step with dispersion" not in (recipe_file.parent / "plain" / "README.md").read_text()
+    assert "with dispersion" not in (recipe_file.parent / "plain" / "README.md").read_text()
 
 
 def in_child(action):
