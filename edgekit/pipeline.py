@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle, find_runner
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint
-from edgekit.coherence import CONTINUATIONS, PROBE_WINDOW, Tokens, check_gate, make_probe
+from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
 from edgekit.engines import check_engine
@@ -73,6 +73,7 @@ class Outcome:
     """A bundle, how well it agrees with the quantized graph, and how coherent it is.
 
     `predicted` has figures by name and `explained` every product; both are empty for an engine that is not planned.
+    `notes` are doubts about the figures, for the person.
     """
 
     bundle: Bundle
@@ -80,6 +81,7 @@ class Outcome:
     explained: tuple[Explained, ...]
     agreement: Agreement
     measurement: Measurement
+    notes: tuple[str, ...] = ()
 
 
 def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[[Forecast], None]) -> Outcome:
@@ -112,9 +114,10 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
         bundle = draft.publish(_contents(found, quant, order.engine, measurement))
+    notes = _notes(calibration, ids)
     if order.engine != "native":
-        return Outcome(bundle, {}, (), agreement, measurement)
-    return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement)
+        return Outcome(bundle, {}, (), agreement, measurement, notes)
+    return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement, notes)
 
 
 def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
@@ -262,6 +265,12 @@ def check_calibration(recipe: Recipe, *, is_given: bool) -> None:
         raise UsageError(
             f"the method {recipe.method} reads no calibration text", hint=f"--calibration is for {' and '.join(able)}"
         )
+
+
+def _notes(calibration: Calibration | None, probe: Tokens) -> tuple[str, ...]:
+    if calibration is None or not calibration.shares_text(probe[:PROBE_TOKENS]):
+        return ()
+    return ("the calibration text holds text of the probe, so these figures are too good: give another --calibration",)
 
 
 def check_native(found: Forecast) -> None:

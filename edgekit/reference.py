@@ -3,7 +3,7 @@
 import hashlib
 import importlib.resources
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from edgekit.methods import Inputs
 from edgekit.tokenizer_json import read_tokenizer
 
 CALIBRATION_SEQUENCES: Final = 128
+_SHARED_RUN: Final = 32  # tokens in a row that two texts do not share by chance
 _MOST_CHARACTERS: Final = 16  # of a text, that are read for each token wanted
 
 Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
@@ -74,6 +75,18 @@ class Calibration:
         """SHA-256 of all sequences."""
         each = (hashlib.sha256(ids.astype("<u4").tobytes()).hexdigest() for ids in self.sequences)
         return hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+    def shares_text(self, ids: Tokens) -> bool:
+        """True if 32 tokens in a row of `ids`, or all of fewer, are in a sequence."""
+        length = min(_SHARED_RUN, len(ids))
+        runs = set(_runs(ids, length))
+        return any(not runs.isdisjoint(_runs(sequence, length)) for sequence in self.sequences)
+
+
+def _runs(ids: Tokens, length: int) -> Iterator[bytes]:
+    """The bytes of every `length` tokens in a row."""
+    values = ids.astype("<u4")
+    return (values[at : at + length].tobytes() for at in range(len(values) - length + 1))
 
 
 def read_calibration(checkpoint: Checkpoint, text: str | None, *, length: int) -> Calibration | None:

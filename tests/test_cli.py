@@ -220,6 +220,16 @@ def test_a_calibrated_bundle_is_compiled_inspected_verified_and_evaluated(model,
     assert not any("not made from" in warning for warning in evaluated["warnings"])
 
 
+def test_a_calibration_on_the_text_of_the_probe_is_told(model, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(f"The {name} ferry left the harbour at six, with {name} lamps alight. " * 4)
+    options, told = ("--target", "host", "--method", "rtn_bias", "--calibration", tmp_path / "one"), []
+    for probe in ("one", "other"):
+        done = run("compile", model, *options, "--probe-text", tmp_path / probe, "-o", tmp_path / f"out-{probe}")
+        told.append("warning: the calibration text holds text of the probe" in done.stderr)
+    assert told == [True, False]
+
+
 def test_the_method_of_the_command_line_is_used_instead_of_the_recipes(model, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('scheme = "q4g32"\nmethod = "gptq"\n')

@@ -40,6 +40,16 @@ def test_a_calibration_is_the_beginning_of_a_text_in_sequences_that_begin_as_a_t
     assert read_calibration(checkpoint, None, length=20) is None
 
 
+def test_a_calibration_shares_text_with_a_probe_if_32_tokens_in_a_row_are_in_a_sequence():
+    ids = np.arange(100, dtype=np.uint32)
+    calibration = Calibration((np.r_[np.uint32(0), ids[10:50]], np.r_[np.uint32(0), ids[50:81]]))
+    assert calibration.shares_text(ids) and calibration.shares_text(ids[18:50])
+    assert not calibration.shares_text(ids[19:81])  # 31 in the one and 31 in the other
+    assert not calibration.shares_text(ids[::-1])
+    assert calibration.shares_text(ids[11:14])
+    assert not calibration.shares_text(ids[81:84])
+
+
 def test_the_digest_of_a_calibration_tells_how_its_tokens_are_divided():
     first = [Calibration(tuple(np.array(ids, np.uint32) for ids in parts)) for parts in ([[1, 2, 3]], [[1, 2], [3]])]
     again = Calibration((np.array([1, 2, 3], np.uint32),))

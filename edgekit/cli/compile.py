@@ -103,6 +103,8 @@ def command(
     ):
         hint = "apt install qemu-user-static and compile again, or run the bundle on the board"
         warn(f"the program for {target} was not run: its model was, by this machine's program ({hint})")
+    for note in outcome.notes:
+        warn(note)
     if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
         warn(f"the model is {verdict}: a recipe with more bits keeps more of it")
 
