@@ -23,6 +23,10 @@ class UsageError(EdgekitError):
     exit_code = 2
 
 
+class Diverged(UsageError):
+    """A training whose loss is no longer a number."""
+
+
 class Unsupported(EdgekitError):
     """A model, scheme or operator that edgekit does not handle."""
 

@@ -17,7 +17,7 @@ from edgekit.units import Seconds, rounded
 if TYPE_CHECKING:
     from edgekit.train.run import Record
 
-_NEEDED: Final = ("torch", "transformers", "accelerate", "matplotlib")
+_NEEDED: Final = ("torch", "transformers", "accelerate")
 
 
 @click.command
@@ -48,18 +48,19 @@ def command(
     torchrun --nproc-per-node N -m edgekit train RECIPE.
 
     With --twins the folder gets a training for each arm and seed, the table twins.md, every figure in twins.json, and
-    plots of the divergence at each number of bits and of the cosines in each layer.
+    plots of the divergence at each number of bits and of the cosines in each layer. A run whose loss is no longer a
+    number is shown as failed; any other error ends the rest, which the same command takes up again.
     """
     if jobs is not None and not are_twins:
         raise UsageError("--jobs needs --twins", hint="the cores of one training: OMP_NUM_THREADS")
     if are_twins and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--twins starts its own processes", hint="run it without torchrun; --jobs says how many")
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    needed = (*_NEEDED, "matplotlib") if are_twins else _NEEDED
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install '.[train]'")
     from edgekit.train.recipe import read_recipe
     from edgekit.train.run import train
-    from edgekit.train.twins import table, twins
 
     is_first = os.environ.get("RANK", "0") == "0"
     read = read_recipe(recipe, texts=text)
@@ -67,10 +68,13 @@ def command(
     kept = work or user_cache().root / "train"
     try:
         with Stages() if is_first else contextlib.nullcontext(_silent) as stages:
+            tell = say if is_first else lambda sentence: None
             if are_twins:
-                record = twins(read, folder, work=kept, jobs=jobs or len(os.sched_getaffinity(0)), progress=stages)
+                from edgekit.train.twins import table, twins
+
+                cores = len(os.sched_getaffinity(0))
+                record = twins(read, folder, work=kept, jobs=jobs or cores, progress=stages, tell=tell)
             else:
-                tell = say if is_first else lambda sentence: None
                 record = train(read, folder, work=kept, progress=stages, tell=tell)
     except KeyboardInterrupt:
         say("the same command goes on where this one stopped")

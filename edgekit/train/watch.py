@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from edgekit.errors import UsageError
+from edgekit.errors import Diverged
 from edgekit.train.checkpoints import seal
 from edgekit.units import Seconds, rounded
 
@@ -107,7 +107,7 @@ class Watch(TrainerCallback):
     ) -> None:
         loss = (metrics or {}).get("eval_loss", math.nan)
         if not math.isfinite(loss):
-            raise UsageError(
+            raise Diverged(
                 f"after step {state.global_step} the held-out loss is no longer a number",
                 hint="delete the folder and lower training.learning_rate",
             )
