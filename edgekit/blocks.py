@@ -30,9 +30,20 @@ class Part:
     """What a decoder computes between two values, on stock ONNX Runtime. `weights` names what each run is given."""
 
     def __init__(
-        self, graph: Graph, start: str, end: str, *, inputs: Sequence[str] = (), caches: Sequence[str] = (), prefix: str
+        self,
+        graph: Graph,
+        start: str,
+        end: str,
+        *,
+        inputs: Sequence[str] = (),
+        caches: Sequence[str] = (),
+        prefix: str,
+        threads: int | None = None,
     ) -> None:
-        """`inputs` and `caches` are the graph's that the part needs, `prefix` what its weights' names begin with."""
+        """`inputs` and `caches` are the graph's that the part needs, `prefix` what its weights' names begin with.
+
+        `threads`: without a number one for each core.
+        """
         presents = [cache.replace("past_", "present_") for cache in caches]
         inner = extract(graph.model.graph, [start, *inputs, *caches], [end, *presents])
         self.weights = [name for name in inner.initializers if name.startswith(prefix)]
@@ -43,7 +54,7 @@ class Part:
         model = ir.Model(inner, ir_version=graph.model.ir_version)
         self._session = onnxruntime.InferenceSession(
             ir.to_proto(model).SerializeToString(),
-            session_options(len(os.sched_getaffinity(0))),
+            session_options(threads or len(os.sched_getaffinity(0))),
             providers=["CPUExecutionProvider"],
             enable_fallback=0,
         )
@@ -81,7 +92,7 @@ class Part:
         return result
 
 
-def open_block(graph: Graph) -> Part:
+def open_block(graph: Graph, *, threads: int | None = None) -> Part:
     """Any block of the decoder: it gets weights such as `self_attn.q_proj.weight`, without `model.layers.<i>.`."""
     return Part(
         graph,
@@ -90,6 +101,7 @@ def open_block(graph: Graph) -> Part:
         inputs=("input_ids", "position"),
         caches=("past_key_0", "past_value_0"),
         prefix=_BLOCK,
+        threads=threads,
     )
 
 

@@ -17,14 +17,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edgekit.disk import make_folder, make_hidden, told_as, writing
+from edgekit.disk import UNFINISHED, make_folder, make_hidden, told_as, writing
 from edgekit.errors import UsageError
 from edgekit.units import Bytes, Seconds
 
 DEFAULT_LIMIT = Bytes(20 << 30)
 # A stage that an interrupted machine left unfinished this long ago is nobody's any more.
 _ABANDONED = Seconds(24 * 3600)
-_UNFINISHED = ".unfinished-"
 
 
 class Cache:
@@ -55,7 +54,7 @@ class Cache:
     @contextlib.contextmanager
     def fill(self, stage: str, key: Mapping[str, str]) -> Iterator[Path]:
         """A folder to write the stage into. It is found from then on if the block ends without an error, else gone."""
-        folder = make_hidden(_UNFINISHED, self.root)
+        folder = make_hidden(UNFINISHED, self.root)
         try:
             with told_as(folder, self.root):
                 yield folder
@@ -73,7 +72,7 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder on the cache's disk that is gone after the block."""
-        folder = make_hidden(_UNFINISHED, self.root)
+        folder = make_hidden(UNFINISHED, self.root)
         try:
             with told_as(folder, self.root):
                 yield folder
@@ -90,7 +89,7 @@ class Cache:
             used = 0
             for path in sorted(self._stages(), key=lambda path: path.stat().st_mtime, reverse=True):
                 used += folder_bytes(path)
-                abandoned = path.name.startswith(_UNFINISHED) and time.time() - path.stat().st_mtime > _ABANDONED
+                abandoned = path.name.startswith(UNFINISHED) and time.time() - path.stat().st_mtime > _ABANDONED
                 if used > self.limit or abandoned:
                     shutil.rmtree(path, ignore_errors=True)
 

@@ -52,13 +52,15 @@ def measure_inputs(
     *,
     saved: Path | None = None,
     directory: Path | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, Inputs]:
     """The inputs of every matrix that is multiplied by, by its name, over `sequences`, each run on its own.
 
     Moments take 4 k^2 bytes an input. They lie in files in `directory`, and in memory as many as a pass measures (a
     gigabyte, or those of one input); or all in memory without one. `saved` is the folder of the checkpoint's graph by
-    `save_graph`; without one the weights go to a temporary folder, 4 bytes each.
+    `save_graph`; without one the weights go to a temporary folder, 4 bytes each. `threads`: without a number one for
+    each core.
 
     Raises:
         UsageError: no tokens, one outside the vocabulary, or more in a sequence than the context holds.
@@ -75,11 +77,11 @@ def measure_inputs(
         graph = load_graph(saved)
         _check(rows, longest, graph)
         sites = _sites(graph)
-        passes = list(_passes(sites))
+        passes, threads = list(_passes(sites)), threads or len(os.sched_getaffinity(0))
         tokens, done = sum(ids.size for ids in rows), 0
         found: dict[str, Inputs] = {}
         for of_pass in passes:
-            run = _Exposed(graph, of_pass, saved)
+            run = _Exposed(graph, of_pass, saved, threads)
             sums = [_Sums(site) for site in of_pass]
             for batch in _batches(rows, of_pass):
                 for parts, of_site in zip(zip(*map(run.inputs, batch), strict=True), sums, strict=True):
@@ -157,7 +159,7 @@ class _Sums:
 class _Exposed:
     """The graph up to the last of some sites, which are its outputs."""
 
-    def __init__(self, graph: Graph, sites: Sequence[_Site], saved: Path) -> None:
+    def __init__(self, graph: Graph, sites: Sequence[_Site], saved: Path, threads: int) -> None:
         self._sites = [site.value for site in sites]
         model = graph.model.clone()
         values = {value.name: value for node in model.graph for value in node.outputs}
@@ -167,7 +169,7 @@ class _Exposed:
         model.graph.inputs[:] = [*model.graph.inputs[:2], *caches]
         model.graph.outputs.extend(values[_present(str(value.name))] for value in caches)
         content = ir.to_proto(model).SerializeToString()
-        self._session = open_session(content, threads=len(os.sched_getaffinity(0)), data=saved)
+        self._session = open_session(content, threads=threads, data=saved)
         self._caches = {
             value.name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(value.shape, np.float32))
             for value in self._session.get_inputs()

@@ -86,7 +86,11 @@ def mean_condensation(figures: Sequence[Condensation]) -> Condensation:
 
 
 def measure_condensation(
-    checkpoint: Checkpoint, sequences: Sequence[Tokens], *, progress: Progress = lambda done, total: None
+    checkpoint: Checkpoint,
+    sequences: Sequence[Tokens],
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Condensation]:
     """The figures of the embedding's output and then of every block's, averaged over `sequences`.
 
@@ -98,7 +102,7 @@ def measure_condensation(
         Damaged: values that are not finite.
     """
     graph = build_graph(checkpoint, context=max(map(len, sequences)))
-    block, layers = open_block(graph), checkpoint.decoder.layers
+    block, layers = open_block(graph, threads=threads), checkpoint.decoder.layers
     states = [embedded(checkpoint, ids) for ids in sequences]
     figures = []
     for layer in range(layers + 1):

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+UNFINISHED: Final = ".unfinished-"  # begins the names of what is not whole yet
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -51,6 +53,21 @@ def told_as(temporary: Path, place: Path) -> Iterator[None]:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary):
             error.filename = str(place / Path(error.filename).relative_to(temporary))
         raise
+
+
+@contextlib.contextmanager
+def appearing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to write `file` with, which appears whole, and on the disk, when the block ends without an error."""
+    part = file.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    with writing(file):
+        try:
+            with part.open("xb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.archs import Decoder
 from edgekit.checkpoint import Checkpoint
 from edgekit.disk import reserve, writing
 from edgekit.errors import Damaged, Unsupported, UsageError
@@ -23,7 +24,7 @@ from edgekit.graph import Graph, with_biases
 from edgekit.methods import Inputs, Method, find_method
 from edgekit.packed import Packed
 from edgekit.passes.gated import gated_pairs
-from edgekit.scheme import Recipe, Scheme
+from edgekit.scheme import Recipe, Rule, Scheme
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -95,14 +96,7 @@ def assign(graph: Graph, recipe: Recipe, *, calibrated_on: str | None = None) ->
         UsageError: a pattern of the recipe that no matrix matches.
         Unsupported: an unknown method.
     """
-    matrices = [name for name, shape in graph.decoder.tensor_shapes().items() if len(shape) == 2]
-    rules = {name: recipe.rule_for(name) for name in matrices}
-    for rule in recipe.rules:
-        if rule not in rules.values():
-            raise UsageError(
-                f"the recipe's pattern '{rule.pattern}' matches no weight matrix that an earlier one leaves",
-                hint=f"names are like {', '.join(name.removesuffix('.weight') for name in matrices[:3])}",
-            )
+    rules = find_rules(graph.decoder, recipe)
     if find_method(recipe.method).corrects_biases:
         graph = with_biases(graph)
     schemes = {name: rule.scheme for name, rule in rules.items()}
@@ -115,6 +109,23 @@ def assign(graph: Graph, recipe: Recipe, *, calibrated_on: str | None = None) ->
             schemes[low] = schemes[high]
     notes = (f"{what} in {count} layers: they are one matrix" for what, count in raised.items())
     return QuantGraph(graph, recipe, schemes, calibrated_on, tuple(notes))
+
+
+def find_rules(decoder: Decoder, recipe: Recipe) -> dict[str, Rule]:
+    """The rule of the recipe for every weight matrix.
+
+    Raises:
+        UsageError: a pattern that no matrix matches.
+    """
+    matrices = [name for name, shape in decoder.tensor_shapes().items() if len(shape) == 2]
+    rules = {name: recipe.rule_for(name) for name in matrices}
+    for rule in recipe.rules:
+        if rule not in rules.values():
+            raise UsageError(
+                f"the recipe's pattern '{rule.pattern}' matches no weight matrix that an earlier one leaves",
+                hint=f"names are like {', '.join(name.removesuffix('.weight') for name in matrices[:3])}",
+            )
+    return rules
 
 
 def quantize(

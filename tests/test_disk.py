@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import main
-from edgekit.disk import NO_SPACE, make_hidden, reserve, told_as, writing
+from edgekit.disk import NO_SPACE, appearing, make_hidden, reserve, told_as, writing
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
 from edgekit.graph import build_graph, save_graph
@@ -161,3 +161,19 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, writing(tmp_path / "file"):
         (tmp_path / "missing").read_bytes()
     assert caught.value.filename == str(tmp_path / "missing")
+
+
+def test_a_file_appears_whole_and_on_the_disk_or_not_at_all(tmp_path, monkeypatch):
+    file, synced = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(file.exists()))
+    with appearing(file) as stream:
+        stream.write(b"old")
+        assert not file.exists()
+    assert file.read_bytes() == b"old" and synced == [False]
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+    with pytest.raises(OSError, match="No space left") as caught, appearing(file) as stream:
+        stream.write(b"new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(file) and file.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]

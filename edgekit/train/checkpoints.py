@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cache import sync_tree
+from edgekit.disk import appearing
 from edgekit.train.text import digest
 
 _SEAL = "seal.json"
@@ -29,7 +30,8 @@ def seal(folder: Path, seconds: float) -> None:
     """Marks the state in `folder` as whole."""
     sync_tree(folder)
     files = {file.name: digest(file) for file in folder.iterdir()}
-    (folder / _SEAL).write_text(json.dumps({"seconds": seconds, "files": files}), "utf-8")
+    with appearing(folder / _SEAL) as stream:
+        stream.write(json.dumps({"seconds": seconds, "files": files}).encode())
 
 
 def last_saved(checkpoints: Path, tell: Callable[[str], None]) -> Saved | None:

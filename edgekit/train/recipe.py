@@ -9,6 +9,8 @@
     [sweep]     what the result is quantized to afterwards
     [arms.NAME] for twins: runs that differ in nothing but these tables; seeds: each is run with every one (0, 1, 2)
 
+Quantization recipes, in [rounding] and [sweep], are those of `compile --recipe` without a method.
+
 A relative path is looked up beside the recipe, one of a text in the folder that `--text` names, if it does.
 """
 
@@ -146,14 +148,17 @@ def read_recipe(path: Path, *, texts: Path | None = None) -> TrainingRecipe:
     Raises:
         UsageError: it cannot be read, or a value is missing, unknown or out of range; the message names all.
     """
+    schema = json.loads(files("edgekit.train").joinpath("recipe.schema.json").read_text("utf-8"))
     try:
         document = tomllib.loads(path.read_text("utf-8"))
+        found = list(problems(document, schema))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of bytes that are no text, and numbers of thousands of digits
         raise UsageError(f"{path} is not a TOML file: {error}") from error
-    schema = json.loads(files("edgekit.train").joinpath("recipe.schema.json").read_text("utf-8"))
-    if found := list(problems(document, schema)):
+    except RecursionError as error:
+        raise UsageError(f"{path} is not a training recipe: it is nested too deep") from error
+    if found:
         raise UsageError(
             f"{path} is not a training recipe: {'; '.join(found[:5])}",
             hint='it needs [text], [training] and either [model] or from = "CHECKPOINT"',
@@ -196,7 +201,12 @@ def _matching(patterns: list[str], folder: Path, part: str) -> tuple[Path, ...]:
     for pattern in patterns:
         path = folder / pattern
         anchor = Path(path.anchor)
-        matches = sorted(anchor.glob(str(path.relative_to(anchor)))) if path.anchor else sorted(folder.glob(pattern))
+        try:
+            matches = sorted(anchor.glob(str(path.relative_to(anchor))) if path.anchor else folder.glob(pattern))
+        except (ValueError, IndexError) as error:  # "**x", a zero byte; "."
+            raise UsageError(
+                f"text.{part}: {pattern!r} does not name files", hint="for example books/*.txt, or books/**/*.txt"
+            ) from error
         if not matches:
             raise UsageError(
                 f"text.{part}: there is no file {path}", hint="paths are relative to the recipe, or to --text"
@@ -215,23 +225,32 @@ def _check(recipe: TrainingRecipe) -> None:
         )
     try:
         re.compile(recipe.text.separator or "")
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(
             f"text.separator '{recipe.text.separator}' is not a regular expression: {error}",
             hint="a backslash before what stands for itself",
         ) from error
     if recipe.arms and recipe.losses != Arm():
         raise UsageError("[dispersion] and [rounding] stand beside [arms]", hint="move them into an arm")
+    if recipe.seeds and not recipe.arms:
+        raise UsageError("seeds are those of [arms], and there are none", hint="one run's is training.seed")
     for arm in (recipe.losses, *recipe.arms.values()):
         for name in (*arm.rounding.recipes, arm.rounding.grid) if arm.rounding else ():
             if name is not None:
-                parse_recipe(name)
+                _check_schemes(name, hint="leave it out: weights are rounded to nearest")
         if model is not None:
             check_layers(arm, model.layers)
     for name in recipe.sweep.recipes:
-        parse_recipe(name)
+        _check_schemes(name, hint="write it into sweep.methods")
     for name in recipe.sweep.methods:
         find_method(name)
+
+
+def _check_schemes(text: str, *, hint: str) -> None:
+    """Refuses what is no quantization recipe, and one that names a method, which would not be followed."""
+    parse_recipe(text)
+    if any(part.partition("=")[0].strip() == "method" for part in text.split(",")):
+        raise UsageError(f"the recipe '{text}' names a method", hint=hint)
 
 
 def check_layers(arm: Arm, layers: int) -> None:

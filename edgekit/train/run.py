@@ -16,21 +16,25 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from edgekit.cache import sync_tree
+import edgekit
+from edgekit.cache import sync_folder, sync_tree
 from edgekit.checkpoint import open_checkpoint
-from edgekit.disk import make_folder, make_hidden, told_as, writing
+from edgekit.disk import UNFINISHED, appearing, make_folder, make_hidden, told_as, writing
 from edgekit.errors import Damaged, DoesNotFit, UsageError
+from edgekit.schema import problems
 from edgekit.train.card import model_card
 from edgekit.train.checkpoints import Saved, last_saved
 from edgekit.train.dispersion import DispersionLoss
@@ -78,7 +82,7 @@ def train(
         with arguments.main_process_first(local=False):
             resolved = _resolved(recipe, arguments.world_size)
             record = _finished(resolved, output)
-            if record is not None and record["swept"] == resolved["sweep"]:
+            if record is not None and record.get("swept") == resolved["sweep"]:
                 return record
             make_folder(work)
             start = make_start(recipe, work, processes=arguments.world_size, progress=progress)
@@ -90,11 +94,13 @@ def train(
         if record is None:
             record = _trained(start, arguments, saved, output, progress, tell)
         if is_first:
-            record |= {"swept": resolved["sweep"]} | survey(open_checkpoint(output), start, progress)
+            record |= {"swept": resolved["sweep"]} | survey(open_checkpoint(output), start, progress, tell)
             _write_json(output / "recipe.json", resolved)
             _write(output / "README.md", model_card(output.resolve().name, resolved, record))
             _write_json(output / "training.json", record)
-            shutil.rmtree(output / "checkpoints", ignore_errors=True)
+            sync_folder(output)
+            for left in (output / "checkpoints", *output.glob(f"{UNFINISHED}*")):
+                left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
     return record
 
 
@@ -115,7 +121,7 @@ def _finished(resolved: Mapping[str, Any], output: Path) -> Record | None:
         return None
     found = _read_json(output / "recipe.json")
     if found is None:
-        if not output.is_dir() or any(output.iterdir()):
+        if not output.is_dir() or any(not file.name.startswith(UNFINISHED) for file in output.iterdir()):
             raise UsageError(f"{output} exists and is not a training run", hint="choose another -o")
         return None
     other = [name for name in resolved if name != "sweep" and found.get(name) != resolved[name]]
@@ -124,7 +130,15 @@ def _finished(resolved: Mapping[str, Any], output: Path) -> Record | None:
             f"{output} holds a run of another recipe, which differs in {', '.join(other)}",
             hint="choose another -o, or delete it",
         )
-    return _read_json(output / "training.json")
+    record = _read_json(output / "training.json")
+    if record is not None:
+        schema = json.loads(files("edgekit.train").joinpath("training.schema.json").read_text("utf-8"))
+        if wrong := list(problems(record, schema)):
+            raise Damaged(
+                f"{output / 'training.json'} is not what a training leaves: {'; '.join(wrong[:5])}",
+                hint="delete it, and the same command trains again",
+            )
+    return record
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -148,7 +162,6 @@ def _arguments(recipe: TrainingRecipe, checkpoints: Path) -> TrainingArguments:
         gradient_accumulation_steps=training.accumulate,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
         weight_decay=training.weight_decay,
         adam_beta2=training.beta2,
         max_grad_norm=1.0,
@@ -172,6 +185,8 @@ def _trained(
     """The record of the run after its last step; the first process has written the model."""
     every = max(1, start.steps // start.recipe.training.evaluations)
     arguments.max_steps = start.steps
+    # Of a share transformers would make the same, but one step of the share 1.
+    arguments.warmup_steps = math.ceil(start.recipe.training.warmup * start.steps)
     arguments.eval_steps = arguments.save_steps = every
     arguments.logging_steps = max(1, every // 10)
     model = make_model(start)
@@ -194,14 +209,24 @@ def _trained(
         if trainer.state.global_step < start.steps:
             raise KeyboardInterrupt
         trainer.settle()
+        stored = _round_to_stored(model, start.recipe)  # so that what is measured is what is saved
         trainer.remove_callback(watch)  # the last of them was told
         after = trainer.evaluate()["eval_loss"]
         cost = None
         if arguments.process_index == 0:
             cost = dispersion_cost(trainer, model, start.trained_on) if trainer.dispersion is not None else None
-            _save(model, start, output)
+            _save(model.to(stored), start, output)
+        if stop.asked:  # after the last step, too
+            raise KeyboardInterrupt
     return {
         "schema": 1,
+        "made_with": {
+            "edgekit": edgekit.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": str(arguments.device),
+            "threads": torch.get_num_threads(),
+        },
         "parameters": start.parameters,
         "tokens": start.tokens(start.steps),
         "steps": start.steps,
@@ -241,10 +266,9 @@ def _trainer(start: Start, model: nn.Module, arguments: TrainingArguments, watch
 
 def _save(model: nn.Module, start: Start, output: Path) -> None:
     """Writes model and tokenizer to `output`, each file whole or not at all."""
-    folder = make_hidden(".unfinished-", output)
+    folder = make_hidden(UNFINISHED, output)
     try:
         with told_as(folder, output):
-            model.to(_stored_type(model, start.recipe))
             model.save_pretrained(folder)  # type: ignore[operator]
             _save_tokenizer(start, folder)
             sync_tree(folder)
@@ -256,12 +280,26 @@ def _save(model: nn.Module, start: Start, output: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _round_to_stored(model: nn.Module, recipe: TrainingRecipe) -> torch.dtype:
+    """The type that the weights are stored in; they get the values that they have in it."""
+    stored = _stored_type(model, recipe)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(stored).to(parameter.dtype)
+    return stored
+
+
 def _stored_type(model: nn.Module, recipe: TrainingRecipe) -> torch.dtype:
-    """bfloat16 for a model trained in it; but weights on a grid are stored exactly, in float16 where that is exact."""
+    """bfloat16 for a model trained in it; with a grid float16 if every matrix is exact in it, else float32.
+
+    Norms and biases are on no grid: they are rounded to the type.
+    """
     if recipe.losses.rounding is None or recipe.losses.rounding.grid is None:
         return torch.bfloat16 if recipe.training.dtype == "bfloat16" else torch.float32
-    matrices = (parameter for parameter in model.parameters() if parameter.ndim == 2)
-    return torch.float16 if all(torch.equal(matrix.half().float(), matrix) for matrix in matrices) else torch.float32
+    for parameter in model.parameters():
+        half = parameter.half()
+        if not torch.equal(half.float(), parameter) if parameter.ndim == 2 else not half.isfinite().all():
+            return torch.float32
+    return torch.float16
 
 
 def _save_tokenizer(start: Start, folder: Path) -> None:
@@ -284,13 +322,8 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".part")
-    try:
-        with writing(file):
-            temporary.write_text(text, "utf-8")
-            temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(file) as stream:
+        stream.write(text.encode())
 
 
 def _plain(value: object) -> object:

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, se
 from edgekit.archs import Decoder, find_decoder
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.errors import DoesNotFit, UsageError
+from edgekit.quantize import find_rules
 from edgekit.reference import check_tokens, open_tokenizer
+from edgekit.scheme import parse_recipe
 from edgekit.target import HOST, load_target
 from edgekit.train.recipe import TrainingRecipe, check_layers
 from edgekit.train.text import END_OF_TEXT, Sequences, kept_tokenizer, tokenize
@@ -91,7 +93,7 @@ def make_start(recipe: TrainingRecipe, work: Path, *, processes: int, progress: 
     """What `recipe` starts from; tokenizer and tokens are kept in `work`.
 
     Raises:
-        UsageError, Damaged: a text or checkpoint that cannot be used.
+        UsageError, Damaged: a text or checkpoint that cannot be used, a recipe whose pattern no matrix matches.
         Unsupported: a model that edgekit would not compile.
         DoesNotFit: more weights than there is memory.
     """
@@ -99,6 +101,12 @@ def make_start(recipe: TrainingRecipe, work: Path, *, processes: int, progress: 
     progress("tokenize", 0, 0)
     if recipe.checkpoint is not None:
         checkpoint = open_checkpoint(recipe.checkpoint)
+        if (checkpoint.path / "adapter_config.json").exists():
+            # transformers would load the adapter too, from wherever its file says.
+            raise UsageError(
+                f"{checkpoint.path} holds an adapter beside the model",
+                hint="merge it into the model, or remove adapter_config.json",
+            )
         check_layers(recipe.losses, checkpoint.decoder.layers)
         if text.context > checkpoint.decoder.context:
             raise UsageError(
@@ -139,6 +147,10 @@ def _begin(checkpoint: Checkpoint | None, tokenizer: Tokenizer) -> int | None:
 
 
 def _check(start: Start) -> None:
+    rounding, swept = start.recipe.losses.rounding, start.recipe.sweep.recipes
+    held = () if rounding is None else (*rounding.recipes, *([rounding.grid] if rounding.grid else []))
+    for recipe in (*held, *swept):
+        find_rules(start.decoder, parse_recipe(recipe))
     context, batch = start.recipe.text.context, start.recipe.training.batch * start.processes
     if len(start.trained_on) < batch:
         raise UsageError(
@@ -164,7 +176,13 @@ def make_model(start: Start) -> nn.Module:
     set_seed(start.recipe.training.seed)
     if start.config is not None:
         return LlamaForCausalLM(start.config)
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(str(start.recipe.checkpoint), dtype=torch.float32)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        str(start.recipe.checkpoint),
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
     return model
 
 

@@ -4,16 +4,14 @@ Tokenizers and tokens are kept in a folder under the digest of all they are made
 """
 
 import bz2
-import contextlib
 import gzip
 import hashlib
 import json
 import lzma
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 
-from edgekit.disk import writing
+from edgekit.disk import appearing
 from edgekit.errors import Damaged, UsageError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,7 +34,7 @@ def read_parts(files: Sequence[Path], separator: str | None = None) -> Iterator[
     """The texts in parts of about a million characters, each with whether a document begins with it.
 
     A document begins with each file, and after lines that `separator`, a regular expression, matches from their start;
-    those lines are left out.
+    those lines are left out. A line of more than a million characters is cut too.
 
     Raises:
         UsageError: a file that cannot be read, or is not UTF-8.
@@ -60,8 +58,11 @@ def read_parts(files: Sequence[Path], separator: str | None = None) -> Iterator[
 
 def _parts(stream: IO[str], separator: re.Pattern[str] | None) -> Iterator[tuple[str, bool]]:
     begins, lines, size = True, list[str](), 0
-    for line in stream:
-        ends = separator is not None and separator.match(line) is not None
+    is_start, ends = True, False
+    for line in iter(partial(stream.readline, _PART), ""):  # the beginning, or more, of a very long one
+        if is_start:
+            ends = separator is not None and separator.match(line) is not None
+        is_start = line.endswith("\n")
         if (ends or size > _PART) and lines:
             yield "".join(lines), begins
             begins, lines, size = False, [], 0
@@ -103,7 +104,7 @@ def kept_tokenizer(files: Sequence[Path], vocab: int, folder: Path, *, separator
                 f"the text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, text.vocab asks for {vocab}",
                 hint="lower text.vocab, or give more text",
             )
-        with _appearing(file) as stream:
+        with appearing(file) as stream:
             stream.write(tokenizer.to_str().encode())
     return Tokenizer.from_file(str(file))
 
@@ -121,7 +122,7 @@ def tokenize(
     of_tokenizer = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
     file = folder / f"{_key(of_tokenizer, separator, begin, *map(digest, files))}.tokens"
     if not file.exists():
-        with _appearing(file) as stream:
+        with appearing(file) as stream:
             for part, begins in read_parts(files, separator):
                 ids = tokenizer.encode(part, add_special_tokens=False).ids
                 stream.write(np.array([begin, *ids] if begins and begin is not None else ids, dtype).tobytes())
@@ -145,20 +146,6 @@ def digest(file: Path) -> str:
 
 def _key(*made_from: object) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:40]
-
-
-@contextlib.contextmanager
-def _appearing(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to write `file` with, which appears whole when the block ends without an error."""
-    with writing(file), tempfile.NamedTemporaryFile(prefix=".unfinished-", dir=file.parent, delete=False) as stream:
-        part = Path(stream.name)
-        try:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class Sequences(Dataset[dict[str, torch.Tensor]]):

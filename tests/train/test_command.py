@@ -61,6 +61,8 @@ def test_tokens_are_kept_in_the_cache_where_no_folder_is_named(recipe_file, tmp_
     ("change", "code", "sentence"),
     [
         (("hidden = 32", "hidden = 30"), 2, "hidden 30 is not an even number"),
+        (('["q4g32"]', '["q4g32,none.*=q2g32"]'), 2, "pattern 'none.*' matches no weight matrix"),
+        (('"q3g32"', '"q3g32,none.*=q2g32"'), 2, "pattern 'none.*' matches no weight matrix"),
         (("q3g32", "q9g32"), 3, "unknown scheme 'q9g32'"),
         (("vocab = 300", "vocab = 5000"), 2, "text.vocab asks for 5000"),
         (("batch = 4", "batch = 4000"), 2, "fewer than a batch of 4000"),

@@ -63,6 +63,17 @@ def test_the_resolved_recipe_names_files_but_not_where_they_lie(recipe_file, tmp
         ("[model]", 'from = "x"\n[model]', "is not a training recipe: $: "),
         ("[dispersion]", "[arms.a]\n[arms.b]\n[dispersion]", "[dispersion] and [rounding] stand beside [arms]"),
         ("[dispersion]", "[dispersion", "is not a TOML file: "),
+        ("tokens = 384", f"tokens = {'9' * 5000}", "is not a TOML file: "),
+        ('"---"', "[" * 3000 + "]" * 3000, "it is nested too deep"),
+        ('"---"', f"'{'(' * 3000}'", "is not a regular expression"),
+        ('"---"', '"a{99999999999}"', "is not a regular expression"),
+        ('["train.txt"]', '["."]', "text.train: '.' does not name files"),
+        ('["train.txt"]', '["**x"]', "text.train: '**x' does not name files"),
+        ('["train.txt"]', '["/"]', "text.train: '/' does not name files"),
+        ("[model]", "seeds = [1]\n[model]", "seeds are those of [arms]"),
+        ('"q2g32"', '"q2g32, method = gptq"', "the recipe 'q2g32, method = gptq' names a method"),
+        ('"q2g32"]', '"q2g32"]\ngrid = "q4g32,method=rtn"', "the recipe 'q4g32,method=rtn' names a method"),
+        ('["q4g32"]', '["q4g32,method=gptq"]', "the recipe 'q4g32,method=gptq' names a method"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(recipe_file, before, after, sentence):

@@ -21,7 +21,7 @@ from edgekit.errors import Damaged, UsageError
 from edgekit.train.recipe import Arm, read_recipe
 from edgekit.train.run import train
 from edgekit.train.watch import Stop, Watch
-from edgekit.units import rounded
+from edgekit.units import Bytes, rounded
 
 
 def run(recipe_file, name, recipe=None, told=None, progress=lambda *_: None):
@@ -69,6 +69,7 @@ def test_a_run_leaves_a_model_that_edgekit_and_transformers_open(recipe_file):
     ]
     assert json.loads((folder / "training.json").read_text()) == record
     assert (record["steps"], record["tokens"]) == (6, 384)
+    assert (record["made_with"]["device"], record["made_with"]["threads"]) == (str(PartialState().device), 1)
     assert record["held_out_loss"] < record["held_out_loss_before"]
     assert [step for step, _ in curve(record)] == [3, 6, 6]
     checkpoint = open_checkpoint(folder)
@@ -105,7 +106,10 @@ def test_another_sweep_is_measured_without_training_again(recipe_file, straight,
     recipe = read_recipe(recipe_file)
     swept = replace(recipe, sweep=replace(recipe.sweep, methods=("rtn", "gptq"), recipes=("q2g32",)))
     record = run(recipe_file, folder, swept, told=told)
-    assert [row["method"] for row in record["sweep"]] == ["rtn", "gptq"] and told == []
+    assert [row["method"] for row in record["sweep"]] == ["rtn", "gptq"]
+    # 2 blocks of 32, 32, 32 and 48 inputs, and the head of 32, whose moments have 4 bytes.
+    assert told == [f"calibrating takes about 128.1 MiB of memory beside the model's, and {Bytes(47104)} of disk"]
+    assert {file.name for file in folder.iterdir()} == {file.name for file in straight.iterdir()}
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert run(recipe_file, folder, swept) == record == json.loads((folder / "training.json").read_text())
 
@@ -123,6 +127,35 @@ def test_a_checkpoint_is_trained_further_with_its_own_tokenizer(recipe_file, str
     with pytest.raises(UsageError, match=r"text\.context is 32 and the model's 16"):
         recipe_file.write_text(further.replace("context = 16", "context = 32"))
         run(recipe_file, "longer")
+
+
+def test_an_adapter_beside_the_model_is_refused(recipe_file, straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    text = recipe_file.read_text()
+    recipe_file.write_text(f'from = "{folder}"\n' + text[text.index("[text]") :].replace("vocab = 300\n", ""))
+    with pytest.raises(UsageError, match="holds an adapter beside the model"):
+        run(recipe_file, "further")
+
+
+@pytest.mark.parametrize(("change", "stored"), [("bfloat16", torch.bfloat16), ("float32", torch.float16)])
+def test_the_held_out_loss_is_that_of_the_weights_as_they_are_stored(recipe_file, change, stored):
+    text = recipe_file.read_text().replace("batch = 4", f'batch = 4\ndtype = "{change}"')
+    grid = "" if stored is torch.bfloat16 else '\ngrid = "q4g32"'
+    recipe_file.write_text(text.replace('"q2g32"]', f'"q2g32"]{grid}'))
+    record = run(recipe_file, "out")
+    assert {value.dtype for value in weights(recipe_file.parent / "out").values()} == {stored}
+    further = f'from = "{recipe_file.parent / "out"}"\n' + text[text.index("[text]") :].replace("vocab = 300\n", "")
+    recipe_file.write_text(further)
+    assert run(recipe_file, "further")["held_out_loss_before"] == record["held_out_loss"]
+
+
+def test_a_warmup_of_all_steps_lasts_to_the_end(recipe_file):
+    recipe = read_recipe(recipe_file)
+    record = run(recipe_file, "slow", replace(recipe, training=replace(recipe.training, warmup=1.0)))
+    rates = [entry["learning_rate"] for entry in record["log"] if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-2 * step / 6 for step in range(6)])
 
 
 def test_a_run_without_dispersion_has_no_cost_of_it(recipe_file):
@@ -185,6 +218,35 @@ def test_a_finished_run_is_not_run_again(recipe_file, straight):
     assert told == [] and (straight / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sweep": None}, r"training\.json is not what a training leaves: \$\.sweep: None is not of type 'array'"),
+        ({"seconds": "1"}, r"\$\.seconds: '1' is not of type 'number'"),
+        ({"condensation": [{}, {}]}, "'layer' is a required property"),
+    ],
+)
+def test_an_altered_record_is_told(recipe_file, straight, tmp_path, change, sentence):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    record = json.loads((straight / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(record | change))
+    with pytest.raises(Damaged, match=sentence):
+        run(recipe_file, folder)
+
+
+def test_a_record_without_its_sweep_is_completed(recipe_file, straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    record = json.loads((straight / "training.json").read_text())
+    added = ("swept", "sweep", "sweep_tokens", "condensation", "made_with")  # the last is not in older ones
+    before = {name: value for name, value in record.items() if name not in added}
+    (folder / "training.json").write_text(json.dumps(before))
+    found = run(recipe_file, folder)
+    assert found == {name: value for name, value in record.items() if name != "made_with"}
+    assert run(recipe_file, folder) == found
+
+
 def signals_at(step, number):
     """Progress that sends this process a signal after a step."""
     return lambda stage, done, total: os.kill(os.getpid(), number) if (stage, done) == ("train", step) else None
@@ -213,6 +275,16 @@ def test_a_signal_is_answered_after_the_step_at_work_and_nothing_of_it_is_lost(r
     run(recipe_file, "stopped", told=told)
     assert "going on after step 4 of 6" in told
     assert_same(weights(recipe_file.parent / "stopped"), weights(straight))
+
+
+def test_a_signal_after_the_last_step_is_answered_too(recipe_file, straight):
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_file, "late", progress=signals_at(6, signal.SIGTERM))
+    folder = recipe_file.parent / "late"
+    assert not (folder / "training.json").exists()
+    run(recipe_file, "late")
+    assert_same(weights(folder), weights(straight))
+    assert {file.name for file in folder.iterdir()} == {file.name for file in straight.iterdir()}
 
 
 def test_a_run_stopped_after_its_last_step_only_finishes(recipe_file, straight, monkeypatch):
@@ -279,6 +351,9 @@ def test_a_folder_of_something_else_is_left_alone(recipe_file):
     assert [file.name for file in other.iterdir()] == ["notes.txt"]
     with pytest.raises(UsageError, match="exists and is not a training run"):
         run(recipe_file, "toy.toml")
+    (other / "notes.txt").rename(other / ".unfinished-0")  # what a killed run may leave is no notes
+    run(recipe_file, "other")
+    assert not (other / ".unfinished-0").exists()
     (other / "recipe.json").write_text("{")
     with pytest.raises(Damaged, match=r"recipe\.json is not JSON"):
         run(recipe_file, "other")

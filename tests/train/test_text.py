@@ -30,6 +30,17 @@ def test_a_long_document_comes_in_parts_of_which_the_first_begins_it(tmp_path):
     assert [begins for _, begins in parts] == [True, False, False]
 
 
+def test_a_line_without_an_end_is_read_in_parts_and_separates_only_where_it_begins(tmp_path):
+    part = 1 << 20
+    text = "x" * part + "---" + "y" * 3 * part + "\n---" + "z" * 2 * part + "\nnext\n"
+    packed = tmp_path / "text.xz"
+    packed.write_bytes(lzma.compress(text.encode(), preset=0))
+    parts = list(read_parts([packed], "---"))
+    assert max(len(part) for part, _ in parts) <= 2 * part
+    assert "".join(part for part, _ in parts) == "x" * part + "---" + "y" * 3 * part + "\nnext\n"
+    assert [part for part, begins in parts if begins] == [parts[0][0], "next\n"]
+
+
 @pytest.mark.parametrize(("opener", "suffix"), [(lzma.open, ".xz"), (gzip.open, ".gz"), (bz2.open, ".bz2")])
 def test_packed_texts_are_read_and_damaged_ones_refused(tmp_path, opener, suffix):
     file = tmp_path / f"text{suffix}"
