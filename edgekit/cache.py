@@ -1,7 +1,7 @@
 """Finished stages of earlier compiles, found again by the digest of everything that went into them.
 
 Folder: $EDGEKIT_CACHE, else $XDG_CACHE_HOME/edgekit, else ~/.cache/edgekit. It may be deleted at any time.
-It is kept under $EDGEKIT_CACHE_BYTES (20 GiB where unset): stages not used for longest go first.
+It is cut to $EDGEKIT_CACHE_BYTES (20 GiB where unset) when nothing uses it: stages not used for longest go first.
 """
 
 import contextlib

@@ -2,6 +2,10 @@
 
 Only the weights are rounded here, so that what a recipe costs is told apart from what an engine costs. Text is cut into
 windows as in eval.py.
+
+Windows begin where the text is cut, not with the token that begins a text; prompts that are continued for rep4 begin
+with it. They are continued by CONTINUATION_TOKENS or, where the window is shorter, by as many as it holds: shares of
+repeated 4-grams compare only where that number is the same.
 """
 
 import tempfile
@@ -35,11 +39,15 @@ Progress = Callable[[int, int], None]  # recipes measured, recipes in all
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """A checkpoint quantized by `recipe`: bits a weight with their scales, and its agreement with the float one."""
+    """A checkpoint quantized by `recipe`: bits a weight with their scales, and its agreement with the float one.
+
+    `continued` are the tokens after each prompt that rep4 is of.
+    """
 
     recipe: Recipe
     bits: float
     coherence: Coherence
+    continued: int
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +55,7 @@ class Survival:
             "method": self.recipe.method,
             "bits_per_weight": self.bits,
             **self.coherence.as_json(),
+            "continued_tokens": self.continued,
         }
 
 
@@ -85,7 +94,8 @@ def sweep(
                         expected, logits = (model.logits(part.tolist()) for model in (reference, session))
                         tally.add(expected[:-1], logits[:-1], part[1:])
                     repeated = rep4([list(continued(session, np.array(prompt), count)) for prompt in begun])
-            found.append(Survival(recipe, _bits(quant), tally.coherence(rep4=repeated, reference_rep4=reference_rep4)))
+            coherence = tally.coherence(rep4=repeated, reference_rep4=reference_rep4)
+            found.append(Survival(recipe, _bits(quant), coherence, count if begun else 0))
     on_progress(len(recipes), len(recipes))
     return found
 

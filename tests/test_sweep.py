@@ -74,6 +74,8 @@ def test_each_recipe_is_reported_when_it_begins(checkpoint):
     assert [row.recipe for row in found] == recipes
     assert told == [(0, 2), (1, 2), (2, 2)]
     row = found[0].as_json()
+    # A window of 32 holds a prompt of 16 tokens, the one that begins a text, and no more than this.
+    assert row["continued_tokens"] == WINDOW - 16 - (checkpoint.bos_id is not None)
     assert (row["recipe"], row["method"], row["verdict"]) == ("q4g32,head=q4g32", "rtn", found[0].coherence.verdict)
 
 

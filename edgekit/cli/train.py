@@ -65,9 +65,13 @@ def command(
     is_first = os.environ.get("RANK", "0") == "0"
     read = read_recipe(recipe, texts=text)
     folder = output or Path(recipe.resolve().stem)
-    kept = work or user_cache().root / "train"
+    cache = user_cache()
+    kept = work or cache.root / "train"
     try:
-        with Stages() if is_first else contextlib.nullcontext(_silent) as stages:
+        with (
+            contextlib.nullcontext() if work else cache.in_use(),
+            Stages() if is_first else contextlib.nullcontext(_silent) as stages,
+        ):
             tell = say if is_first else lambda sentence: None
             if are_twins:
                 from edgekit.train.twins import table, twins

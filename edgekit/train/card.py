@@ -22,8 +22,10 @@ def model_card(name: str, recipe: Table, record: Table) -> str:
                 "## Condensation\n\nHow alike the token vectors of a sequence are after each layer, on held-out"
                 " text; the last layer's as the last block gives them, before the final norm.\n\n"
                 + _condensation(record["condensation"]),
-                f"## At few bits\n\nOver {record['sweep_tokens']:,} held-out tokens, beside the float one; KLD in nats"
-                " a token.\n\n" + _sweep(record["sweep"]),
+                f"## At few bits\n\nOver {record['sweep_tokens']:,} held-out tokens, beside the float one, in windows"
+                f" of {recipe['text']['context']} tokens that begin where the text is cut; KLD in nats a token; rep4 of"
+                f" greedy continuations by {record['sweep'][0]['continued_tokens']} tokens.\n\n"
+                + _sweep(record["sweep"]),
             ]
         )
         + "\n"
@@ -62,7 +64,7 @@ def _training(recipe: Table, record: Table) -> Iterable[tuple[str, object]]:
             name,
             ", ".join(f"{key} {_value(value)}" for key, value in (recipe["losses"][name] or {}).items()) or "none",
         )
-    if record["dispersion_cost"] is not None:
+    if record.get("dispersion_cost") is not None:
         yield (
             "forward and backward with dispersion",
             f"{rounded(record['dispersion_cost'], 3)} times as long as without; the optimizer's time is not counted",

@@ -1,6 +1,6 @@
 """Text to tokens: a byte-level BPE tokenizer trained on it, and files of token ids that training reads in place.
 
-Tokenizers and tokens are kept in a folder under the digest of all they are made from, so that runs may share it.
+Tokenizers and tokens are kept in a folder, for several runs, under the digest of all they are made from and with.
 """
 
 import bz2
@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
@@ -28,6 +29,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _PART = 1 << 20  # characters of a text that are tokenized at once
+# Of what is kept: another number where the same text would give other parts or tokens.
+_FORMAT = 1
 
 
 def read_parts(files: Sequence[Path], separator: str | None = None) -> Iterator[tuple[str, bool]]:
@@ -145,7 +148,7 @@ def digest(file: Path) -> str:
 
 
 def _key(*made_from: object) -> str:
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:40]
+    return hashlib.sha256(json.dumps([_FORMAT, tokenizers.__version__, *made_from]).encode()).hexdigest()[:40]
 
 
 class Sequences(Dataset[dict[str, torch.Tensor]]):

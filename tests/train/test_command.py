@@ -7,7 +7,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from edgekit.cache import Cache
 from edgekit.cli import main
+from edgekit.errors import UsageError
+from edgekit.units import Bytes
 
 # More than 400,000 million parameters, in a shape that edgekit would compile.
 HUGE = (
@@ -55,6 +58,21 @@ def test_tokens_are_kept_in_the_cache_where_no_folder_is_named(recipe_file, tmp_
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     run(recipe_file, "-o", tmp_path / "out")
     assert {file.suffix for file in (tmp_path / "cache" / "train").iterdir()} == {".json", ".tokens"}
+
+
+def test_the_tokens_in_the_cache_stay_while_a_training_uses_them(recipe_file, tmp_path, monkeypatch):
+    def train(recipe, output, *, work, progress, tell):
+        work.mkdir()
+        (work / "some.tokens").write_bytes(b"tokens")
+        Cache(tmp_path / "cache", Bytes(0)).make_room()  # as another command does when it ends
+        assert (work / "some.tokens").exists()
+        raise UsageError("enough")
+
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("edgekit.train.run.train", train)
+    assert "edgekit: enough" in run(recipe_file, "-o", tmp_path / "out", code=2).stderr
+    Cache(tmp_path / "cache", Bytes(0)).make_room()
+    assert not (tmp_path / "cache" / "train").exists()
 
 
 @pytest.mark.parametrize(

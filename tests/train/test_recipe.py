@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from edgekit.errors import Unsupported, UsageError
@@ -67,7 +69,6 @@ def test_the_resolved_recipe_names_files_but_not_where_they_lie(recipe_file, tmp
         ('"---"', "[" * 3000 + "]" * 3000, "it is nested too deep"),
         ('"---"', f"'{'(' * 3000}'", "is not a regular expression"),
         ('"---"', '"a{99999999999}"', "is not a regular expression"),
-        ('["train.txt"]', '["."]', "text.train: '.' does not name files"),
         ('["train.txt"]', '["**x"]', "text.train: '**x' does not name files"),
         ('["train.txt"]', '["/"]', "text.train: '/' does not name files"),
         ("[model]", "seeds = [1]\n[model]", "seeds are those of [arms]"),
@@ -80,6 +81,12 @@ def test_a_value_that_makes_no_sense_is_named(recipe_file, before, after, senten
     with pytest.raises(UsageError) as caught:
         read_recipe(changed(recipe_file, before, after))
     assert sentence in caught.value.message
+
+
+def test_the_folder_itself_is_no_text(recipe_file, monkeypatch):
+    monkeypatch.chdir(recipe_file.parent)
+    with pytest.raises(UsageError, match=r"text\.train: '\.' does not name files"):
+        read_recipe(changed(Path(recipe_file.name), '["train.txt"]', '["."]'))
 
 
 @pytest.mark.parametrize(

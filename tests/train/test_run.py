@@ -96,6 +96,7 @@ def test_the_result_is_measured_by_layer_and_at_few_bits(straight):
     assert card.startswith("---\nlibrary_name: transformers\n") and "license" not in card
     assert f"perplexity {rounded(record['held_out_perplexity'])}." in card
     assert f"| {rounded(row['kld_mean'])} | {row['same_top']:.1%} |" in card
+    assert row["continued_tokens"] == 0 and "greedy continuations by 0 tokens" in card
     assert "- dispersion\n- rounding\n" in card and "| trained on | train.txt |" in card
 
 

@@ -91,6 +91,15 @@ def test_tokens_are_made_once_and_anew_when_the_text_changes(tmp_path, monkeypat
     assert tokenize([other], tokenizer, work).tolist() == tokenizer.encode("mat " * 100).ids
 
 
+def test_tokens_of_another_tokenizers_are_not_taken(tmp_path, monkeypatch):
+    file = write(tmp_path, WORDS * 20)
+    kept_tokenizer([file], 270, tmp_path)
+    monkeypatch.setattr("tokenizers.__version__", "0.0.0")
+    kept_tokenizer([file], 270, tmp_path)
+    first, second = sorted(tmp_path.glob("tokenizer-*.json"))
+    assert first.name != second.name and first.read_bytes() == second.read_bytes()
+
+
 def test_tokens_that_could_not_be_finished_leave_nothing(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
