@@ -269,6 +269,7 @@ def _save(model: nn.Module, start: Start, output: Path) -> None:
     folder = make_hidden(UNFINISHED, output)
     try:
         with told_as(folder, output):
+            model.config.use_cache = True  # type: ignore[union-attr]  # training turns it off
             model.save_pretrained(folder)  # type: ignore[operator]
             _save_tokenizer(start, folder)
             sync_tree(folder)

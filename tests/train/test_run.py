@@ -75,6 +75,7 @@ def test_a_run_leaves_a_model_that_edgekit_and_transformers_open(recipe_file):
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.decoder.vocab, checkpoint.eos_ids, checkpoint.parameters) == (300, (0,), record["parameters"])
     model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.use_cache
     assert sum(parameter.numel() for parameter in model.parameters()) == record["parameters"]
     assert AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)("a tree").input_ids) == (
         "a tree"
