@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+import edgekit.train
 from edgekit.errors import Unsupported, UsageError
 from edgekit.train.recipe import Arm, Dispersion, RoundingTerm, read_recipe
 
@@ -119,3 +120,12 @@ def test_arms_are_runs_that_differ_in_their_losses(recipe_file):
     plain, spread = recipe.for_arm("plain", seed=3), recipe.for_arm("spread", seed=3)
     assert (plain.losses, spread.losses) == (Arm(), Arm(Dispersion(weight=0.5)))
     assert plain.training == spread.training and plain.training.seed == 3 and not plain.arms
+
+
+@pytest.mark.parametrize("name", ["dense", "small", "tales", "tales-settle"])
+def test_recipes_that_come_with_edgekit_are_read(name, tmp_path):
+    for part in ("train-0", "train-1", "valid"):
+        (tmp_path / f"books-{part}.txt.xz").touch()
+    recipe = read_recipe(Path(edgekit.train.__file__).parent / "recipes" / f"{name}.toml", texts=tmp_path)
+    assert [len(recipe.text.train), len(recipe.text.held_out)] == [2, 1]
+    assert bool(recipe.arms) == (name in ("dense", "small"))
