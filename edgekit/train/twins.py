@@ -315,7 +315,7 @@ def _number(value: float | None) -> str:
 def plot_coherence(found: Record, file: Path) -> None:
     """Divergence against bits a weight, a panel for each method and a line for each arm; bars from least to most."""
     methods = sorted({row["method"] for figures in found["arms"].values() for row in figures["sweep"]})
-    figure = Figure(figsize=(4 * len(methods), 3.5), layout="constrained")
+    figure = Figure(figsize=(4 * len(methods), 4), layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for panel, method in zip(panels, methods, strict=True):
         for arm, figures in found["arms"].items():
@@ -323,18 +323,21 @@ def plot_coherence(found: Record, file: Path) -> None:
             _line(panel, [row["bits_per_weight"] for row in rows], [row["kld_mean"] for row in rows], arm)
         panel.axhline(0.5, color="gray", linestyle=":", linewidth=1)
         panel.set(title=method, xlabel="bits a weight, with scales", yscale="log")
-    panels[0].set_ylabel("KLD, nats a token (dotted: coherent below)")
+    panels[0].set_ylabel("KLD, nats a token (dotted: the most of a coherent model)")
     panels[0].legend()
     _save(figure, file)
 
 
 def plot_condensation(found: Record, file: Path) -> None:
     """Mean cosine of the token vectors by layer, a line for each arm."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = Figure(figsize=(5, 4), layout="constrained")
     panel = figure.subplots()
     for arm, figures in found["arms"].items():
         _line(panel, range(len(figures["cosine"])), figures["cosine"], arm)
-    panel.set(xlabel="layer (0: embedding)", ylabel="mean cosine of two tokens of a sequence")
+    panel.set(
+        xlabel="layer (0: embedding; the last before the final norm)", ylabel="mean cosine of two tokens of a sequence"
+    )
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.legend()
     _save(figure, file)
 
