@@ -26,6 +26,7 @@ from typing import Any, Final
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from edgekit.disk import make_folder, write_whole
 from edgekit.errors import INTERRUPTED, Diverged, EdgekitError, UsageError
@@ -337,7 +338,7 @@ def plot_condensation(found: Record, file: Path) -> None:
     panel.set(
         xlabel="layer (0: embedding; the last before the final norm)", ylabel="mean cosine of two tokens of a sequence"
     )
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.legend()
     _save(figure, file)
 
