@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import io
 import json
 import os
@@ -602,7 +603,9 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, tmp_path, number):
+def test_a_compile_that_is_interrupted_leaves_nothing_and_gives_code_130(model, tmp_path, number, request):
+    # Under nohup the signal is ignored, which a child would inherit; a handler is not inherited.
+    request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, lambda *_: None)))
     environment = os.environ | {"EDGEKIT_CACHE": str(tmp_path / "cache")}
     command = [*COMMAND_LINE, "compile", str(model), "--target", "host", "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -20,7 +20,19 @@ RECORD = {
     "dispersion_cost": 1.25,
     "condensation": [{"layer": "embedding", "cosine": 0.125}, {"layer": "0", "cosine": 0.5}],
     "sweep_tokens": 64,
-    "sweep": [],
+    "sweep": [
+        {
+            "recipe": "q4g32,head=q4g32",
+            "method": "rtn",
+            "bits_per_weight": 4.5,
+            "perplexity": 7.5,
+            "kld_mean": 0.01,
+            "same_top": 0.9,
+            "rep4": 0.1,
+            "continued_tokens": 15,
+            "verdict": "coherent",
+        }
+    ],
 }
 
 
