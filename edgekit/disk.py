@@ -30,20 +30,6 @@ def writing(file: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes `file` whole or not at all; it is on the disk when this returns."""
-    part = file.with_name(f".unfinished-{file.name}")
-    try:
-        with writing(file):
-            with part.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def told_as(temporary: Path, place: Path) -> Iterator[None]:
     """While this lasts an OSError of a file in the folder `temporary` names it in `place`, which the person knows."""
@@ -68,6 +54,12 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes `file` whole or not at all; it is on the disk when this returns."""
+    with appearing(file) as stream:
+        stream.write(text.encode())
 
 
 def make_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ model. `assign` alone decides the schemes and reads no weights: estimate and pla
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from edgekit.archs import Decoder
 from edgekit.checkpoint import Checkpoint
-from edgekit.disk import reserve, writing
+from edgekit.disk import reserve, write_whole, writing
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Graph, with_biases
 from edgekit.methods import Inputs, Method, find_method
@@ -327,9 +326,4 @@ def _write_biases(quant: QuantGraph, directory: Path) -> None:
 def _write_index(quant: QuantGraph, directory: Path) -> None:
     """The index is written last: a directory without one is not finished."""
     index = {"schema": SCHEMA, "made_from": quant.made_from, "errors": dict(quant.errors)}
-    temporary = directory / f"{INDEX}.part"
-    with writing(temporary), temporary.open("w", encoding="utf-8") as file:
-        json.dump(index, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / INDEX)
+    write_whole(directory / INDEX, json.dumps(index, indent=1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cache import sync_tree
-from edgekit.disk import appearing
+from edgekit.disk import write_whole
 from edgekit.train.text import digest
 
 _SEAL = "seal.json"
@@ -30,8 +30,7 @@ def seal(folder: Path, seconds: float) -> None:
     """Marks the state in `folder` as whole."""
     sync_tree(folder)
     files = {file.name: digest(file) for file in folder.iterdir()}
-    with appearing(folder / _SEAL) as stream:
-        stream.write(json.dumps({"seconds": seconds, "files": files}).encode())
+    write_whole(folder / _SEAL, json.dumps({"seconds": seconds, "files": files}))
 
 
 def last_saved(checkpoints: Path, tell: Callable[[str], None]) -> Saved | None:

@@ -32,7 +32,7 @@ from transformers.utils import logging
 import edgekit
 from edgekit.cache import sync_folder, sync_tree
 from edgekit.checkpoint import open_checkpoint
-from edgekit.disk import UNFINISHED, appearing, make_folder, make_hidden, told_as, writing
+from edgekit.disk import UNFINISHED, make_folder, make_hidden, told_as, write_whole, writing
 from edgekit.errors import Damaged, DoesNotFit, UsageError
 from edgekit.schema import problems
 from edgekit.train.card import model_card
@@ -96,7 +96,7 @@ def train(
         if is_first:
             record |= {"swept": resolved["sweep"]} | survey(open_checkpoint(output), start, progress, tell)
             _write_json(output / "recipe.json", resolved)
-            _write(output / "README.md", model_card(output.resolve().name, resolved, record))
+            write_whole(output / "README.md", model_card(output.resolve().name, resolved, record))
             _write_json(output / "training.json", record)
             sync_folder(output)
             for left in (output / "checkpoints", *output.glob(f"{UNFINISHED}*")):
@@ -319,12 +319,7 @@ def _save_tokenizer(start: Start, folder: Path) -> None:
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    _write(file, json.dumps(_plain(value), indent=1, allow_nan=False))
-
-
-def _write(file: Path, text: str) -> None:
-    with appearing(file) as stream:
-        stream.write(text.encode())
+    write_whole(file, json.dumps(_plain(value), indent=1, allow_nan=False))
 
 
 def _plain(value: object) -> object:
