@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,7 @@ import onnx_ir.passes.common
 import onnxruntime
 
 from edgekit.checkpoint import Checkpoint
-from edgekit.disk import writing
+from edgekit.disk import write_whole, writing
 from edgekit.errors import Damaged, UsageError
 from edgekit.graph import Graph, Int64, Tokens, build_graph, load_graph, open_session, save_graph
 from edgekit.methods import Float32, Inputs
@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]  # tokens run, tokens to run in all passes
 
 INDEX: Final = "inputs.json"
 
+_Item = TypeVar("_Item")
 _PASS_BYTES: Final = 1 << 30  # of moments; one input's are always taken
 _BATCH_BYTES: Final = 128 << 20  # of values to sum over at once
 _HEAD, _EMBEDDING = "lm_head", "model.embed_tokens"
@@ -77,13 +78,15 @@ def measure_inputs(
         graph = load_graph(saved)
         _check(rows, longest, graph)
         sites = _sites(graph)
-        passes, threads = list(_passes(sites)), threads or len(os.sched_getaffinity(0))
+        passes, threads = list(_in_memory(sites)), threads or len(os.sched_getaffinity(0))
         tokens, done = sum(ids.size for ids in rows), 0
         found: dict[str, Inputs] = {}
         for of_pass in passes:
             run = _Exposed(graph, of_pass, saved, threads)
             sums = [_Sums(site) for site in of_pass]
-            for batch in _batches(rows, of_pass):
+            # Few large products are faster than many.
+            most = _BATCH_BYTES // (4 * sum(site.k for site in of_pass))
+            for batch in _portions(rows, lambda ids: ids.size, most):
                 for parts, of_site in zip(zip(*map(run.inputs, batch), strict=True), sums, strict=True):
                     of_site.add(np.concatenate(parts))
                 done += sum(ids.size for ids in batch)
@@ -109,7 +112,7 @@ def inputs_bytes(graph: Graph) -> int:
 def measuring_bytes(graph: Graph) -> int:
     """Memory that the moments take while they are measured into a folder: those of a pass, a product, and values."""
     sites = _sites(graph)
-    of_passes = max(sum(site.bytes for site in of_pass) for of_pass in _passes(sites))
+    of_passes = max(sum(site.bytes for site in of_pass) for of_pass in _in_memory(sites))
     return of_passes + max(site.bytes for site in sites) + _BATCH_BYTES
 
 
@@ -207,27 +210,22 @@ def _sites(graph: Graph) -> list[_Site]:
     return [_Site(value, shapes[names[0]][1], tuple(names)) for value, names in matrices.items()]
 
 
-def _passes(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
+def _in_memory(sites: Sequence[_Site]) -> Iterator[list[_Site]]:
     """Neighbours whose moments fit into memory together."""
-    of_pass: list[_Site] = []
-    for site in sites:
-        if of_pass and sum(other.bytes for other in [*of_pass, site]) > _PASS_BYTES:
-            yield of_pass
-            of_pass = []
-        of_pass.append(site)
-    yield of_pass
+    return _portions(sites, lambda site: site.bytes, _PASS_BYTES)
 
 
-def _batches(rows: Sequence[Int64], sites: Sequence[_Site]) -> Iterator[list[Int64]]:
-    """Sequences whose values at the sites fit into memory together: few large products are faster than many."""
-    most = _BATCH_BYTES // (4 * sum(site.k for site in sites))
-    batch: list[Int64] = []
-    for ids in rows:
-        if batch and sum(other.size for other in [*batch, ids]) > most:
-            yield batch
-            batch = []
-        batch.append(ids)
-    yield batch
+def _portions(items: Sequence[_Item], size: Callable[[_Item], int], most: int) -> Iterator[list[_Item]]:
+    """Neighbours whose sizes are together no more than `most`; one that is larger stands alone."""
+    portion: list[_Item] = []
+    taken = 0
+    for item in items:
+        if portion and taken + size(item) > most:
+            yield portion
+            portion, taken = [], 0
+        portion.append(item)
+        taken += size(item)
+    yield portion
 
 
 def _check(rows: Sequence[Int64], longest: int, graph: Graph) -> None:
@@ -250,5 +248,4 @@ def _write(inputs: Inputs, directory: Path, site: _Site) -> None:
 def _write_index(directory: Path, sites: Sequence[_Site], tokens: int) -> None:
     """Written last: a directory without an index is not finished."""
     index = {"tokens": tokens, "sites": {site.value: site.matrices for site in sites}}
-    with writing(directory / INDEX):
-        (directory / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
+    write_whole(directory / INDEX, json.dumps(index, indent=1))
