@@ -146,7 +146,8 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
   session->context = options.context > 0 ? options.context : info.context;
   session->decode_threads = choose_threads(options.decode_threads, info.decode_threads, session->speeds.count());
   session->prefill_threads = choose_threads(options.prefill_threads, info.prefill_threads, session->speeds.count());
-  session->keeps_to_fast_cpus = options.keep_to_fast_cpus != 0 && !session->speeds.are_equal();
+  const bool has_own_threads = options.executor.execute == nullptr;
+  session->keeps_to_fast_cpus = has_own_threads && options.keep_to_fast_cpus != 0 && !session->speeds.are_equal();
   edgekit_status status = allocate_cache(session, options.kv_format, error);
   if (status == EDGEKIT_OK) {
     status = allocate_scratch(session, error);
@@ -158,7 +159,7 @@ edgekit_status prepare(edgekit_session* session, const edgekit_session_options& 
   const uint32_t spin =
       options.spin_microseconds == UINT32_MAX ? kDefaultSpinMicroseconds : options.spin_microseconds;
   const size_t phases = session->program->step_count * kPhasesPerStep;
-  if (!session->team.start(threads, phases, spin, run_as_member, session)) {
+  if (!session->team.start(threads, phases, spin, run_as_member, session, options.executor)) {
     return refuse(error, EDGEKIT_NO_MEMORY, "the system does not start %u threads", threads);
   }
   return EDGEKIT_OK;

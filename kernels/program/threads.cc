@@ -150,6 +150,14 @@ void Team::run(unsigned active) {
   if (run_ % kQuarterTurn == 0) {
     bring_phases_along();
   }
+  if (executor_.execute != nullptr && active > 1) {
+    const auto call = [](void* team, uint32_t member) {
+      const Team& self = *static_cast<Team*>(team);
+      self.body_(self.context_, member, self.run_);
+    };
+    executor_.execute(executor_.context, active, call, this);
+    return;
+  }
   for (unsigned i = 1; i < active; ++i) {
     Member& member = members_[i];
     member.called_to.store(run_, std::memory_order_seq_cst);
@@ -182,24 +190,36 @@ void* Team::live(void* pointer) {
 }
 
 bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context,
-                 uint32_t runs_before) {
+                 edgekit_executor executor, uint32_t runs_before) {
   body_ = body;
   context_ = context;
+  executor_ = executor;
   run_ = runs_before;
   phase_count_ = phases;
   spin_nanoseconds_ = uint64_t(spin_microseconds) * 1000;
-  members_ = new (std::nothrow) Member[count];
   home_count_ = count;
   claimed_ = new (std::nothrow) Count[phases * count];
   finished_ = new (std::nothrow) Count[phases];
-  if (members_ == nullptr || claimed_ == nullptr || finished_ == nullptr) {
+  if (claimed_ == nullptr || finished_ == nullptr) {
+    return false;
+  }
+  if (executor.execute != nullptr) {
+    count_ = count;
+    return true;
+  }
+  return start_threads();
+}
+
+bool Team::start_threads() {
+  members_ = new (std::nothrow) Member[home_count_];
+  if (members_ == nullptr) {
     return false;
   }
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, kStackBytes);
   bool started = true;
-  for (unsigned i = 1; i < count && started; ++i) {
+  for (unsigned i = 1; i < home_count_ && started; ++i) {
     members_[i].team = this;
     members_[i].index = i;
     started = pthread_create(&members_[i].thread, &attributes, live, &members_[i]) == 0;
@@ -211,7 +231,7 @@ bool Team::start(unsigned count, size_t phases, uint32_t spin_microseconds, Body
 
 Team::~Team() {
   ending_.store(true, std::memory_order_release);
-  for (unsigned i = 1; i < count_; ++i) {
+  for (unsigned i = 1; members_ != nullptr && i < count_; ++i) {
     members_[i].called_to.fetch_add(1, std::memory_order_seq_cst);
     wake_all(members_[i].called_to);
     pthread_join(members_[i].thread, nullptr);

@@ -3,7 +3,8 @@
 // A phase is a number of items. Threads claim ranges of them one after the other, and the next phase begins when every
 // item is finished, whoever did it: a thread that the system has put aside holds nothing up unless it was put aside in
 // the middle of a range, and finds the phases it missed done. Waiting is active for a few microseconds and then sleeps
-// (futex). So a busy machine makes a team slower and never stuck.
+// (futex). So a busy machine makes a team slower and never stuck. For the same reason members need no threads of their
+// own: they may be calls that an executor makes on threads of the host, even one after another.
 #pragma once
 
 #include <pthread.h>
@@ -12,6 +13,7 @@
 
 #include <atomic>
 
+#include "edgekit/program.h"
 #include "program/division.h"
 
 namespace edgekit {
@@ -27,17 +29,18 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   // Starts count - 1 threads that share `phases` phases a run and execute `body`; the caller of run() is the first
-  // member. False if the system gives no thread or no memory. `runs_before`: as if there had been so many; for tests.
+  // member. With an executor it starts none. False if the system gives no thread or no memory. `runs_before`: as if
+  // there had been so many; for tests.
   bool start(unsigned count, size_t phases, uint32_t spin_microseconds, Body body, void* context,
-             uint32_t runs_before = 0);
+             edgekit_executor executor = {}, uint32_t runs_before = 0);
 
   unsigned count() const { return count_; }
 
   // The number that the next call of run() will have.
   uint32_t next_run() const { return run_ + 1; }
 
-  // Calls the body on the first `active` members, on this thread too, and returns when the caller's own call has.
-  // Others may still be on their way through phases that are done, even while the next run goes on: the body must not
+  // Calls the body on the first `active` members, on this thread too, and returns when the caller's own call has (with
+  // an executor: when all have). Others may still be on their way through phases that are done, even while the next run goes on: the body must not
   // touch what a run works on before it has claimed a part of it.
   void run(unsigned active);
 
@@ -66,6 +69,7 @@ class Team {
   };
 
   static void* live(void* member);
+  bool start_threads();
   void bring_phases_along();
   bool is_done(uint32_t run, size_t phase, size_t items) const;
 
@@ -79,6 +83,7 @@ class Team {
   Member* members_ = nullptr;
   Body body_ = nullptr;
   void* context_ = nullptr;
+  edgekit_executor executor_ = {};
   unsigned count_ = 1;
   uint64_t spin_nanoseconds_ = 0;
   std::atomic<bool> ending_{false};

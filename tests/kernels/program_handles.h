@@ -37,8 +37,8 @@ inline Program open(const Bytes& data, size_t bytes) {
 }
 
 inline Session start(const Program& program, uint32_t threads, uint32_t context = 0,
-                     edgekit_kv_format kv = EDGEKIT_KV_AS_PLANNED) {
-  const edgekit_session_options options = {context, threads, threads, 5, 0, kv};
+                     edgekit_kv_format kv = EDGEKIT_KV_AS_PLANNED, edgekit_executor executor = {}) {
+  const edgekit_session_options options = {context, threads, threads, 5, 0, kv, executor};
   edgekit_session* session = nullptr;
   edgekit_error error{};
   const edgekit_status status = edgekit_session_create(program.get(), &options, &session, &error);

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "edgekit/program.h"
+#include "executors.h"
 #include "program_builder.h"
 #include "program_handles.h"
 #include "program/session.h"
@@ -163,7 +164,7 @@ TEST(a_session_keeps_keys_and_values_as_it_is_told) {
     }
   }
   CHECK(logits[0] != logits[1]);
-  const edgekit_session_options options = {0, 1, 1, 0, 0, static_cast<edgekit_kv_format>(3)};
+  const edgekit_session_options options = {0, 1, 1, 0, 0, static_cast<edgekit_kv_format>(3), {}};
   edgekit_session* made = nullptr;
   edgekit_error error{};
   CHECK(edgekit_session_create(half.program.get(), &options, &made, &error) == EDGEKIT_BAD_ARGUMENT && made == nullptr);
@@ -208,6 +209,43 @@ TEST(neither_threads_nor_the_division_into_calls_change_a_bit) {
       }
     }
   }
+}
+
+TEST(the_hosts_threads_change_no_bit) {
+  for (const ModelShape& shape : {mixed_shape(), odd_shape()}) {
+    const Model model(shape);
+    const std::vector<uint32_t> ids = random_tokens(90, shape.vocab);
+    const std::vector<float> expected = forward(start(model.program, 1).get(), ids, 90, shape.vocab);
+    for (const edgekit_executor& executor : kExecutors) {
+      for (const size_t chunk : {size_t(1), size_t(19), size_t(90)}) {
+        const Session session = start(model.program, 4, 0, EDGEKIT_KV_AS_PLANNED, executor);
+        const std::vector<float> found = forward(session.get(), ids, chunk, shape.vocab);
+        CHECK_THAT(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0,
+                   "executor %td, chunk = %zu", &executor - kExecutors, chunk);
+      }
+    }
+  }
+}
+
+TEST(the_host_is_called_once_a_run_for_all_members_and_not_for_one_alone) {
+  struct Calls {
+    uint32_t runs = 0;
+    uint32_t members = 0;
+  } calls;
+  const auto count = [](void* context, uint32_t members, Body body, void* argument) {
+    static_cast<Calls*>(context)->runs++;
+    static_cast<Calls*>(context)->members += members;
+    one_after_another(nullptr, members, body, argument);
+  };
+  const Model model(mixed_shape());
+  const Session session = start(model.program, 3, 0, EDGEKIT_KV_AS_PLANNED, {count, &calls});
+  edgekit_error error{};
+  const std::vector<uint32_t> ids = random_tokens(4, mixed_shape().vocab);
+  CHECK(edgekit_session_forward(session.get(), ids.data(), 3, nullptr, 0, &error) == EDGEKIT_OK);
+  CHECK(calls.runs == 1 && calls.members == 3);
+  CHECK(edgekit_session_set_threads(session.get(), 1, 3, &error) == EDGEKIT_OK);
+  CHECK(edgekit_session_forward(session.get(), &ids[3], 1, nullptr, 0, &error) == EDGEKIT_OK);
+  CHECK(calls.runs == 1);
 }
 
 TEST(rows_whose_logits_are_not_wanted_change_no_bit_of_the_others) {

@@ -114,7 +114,7 @@ edgekit_status try_out(const uint8_t* data, size_t bytes, std::string* message =
   CHECK(status == EDGEKIT_OK || std::strlen(error.message) > 10);
   if (status != EDGEKIT_OK) return status;
 
-  const edgekit_session_options options = {0, 1, 1, 0, 0, EDGEKIT_KV_AS_PLANNED};
+  const edgekit_session_options options = {0, 1, 1, 0, 0, EDGEKIT_KV_AS_PLANNED, {}};
   edgekit_session* made = nullptr;
   if (edgekit_session_create(opened, &options, &made, &error) != EDGEKIT_OK) return EDGEKIT_OK;
   const Session session(made);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "executors.h"
 #include "program/threads.h"
 
 namespace edgekit::testing {
@@ -101,7 +102,7 @@ TEST(no_phase_is_taken_for_a_later_one_when_run_numbers_wrap) {
     counting.runs_before = runs_before;
     counting.active = {3, 1};
     constexpr uint32_t kIdle = 32;
-    CHECK(counting.team.start(3, Counting::kPhases, 0, Counting::work, &counting, runs_before - kIdle));
+    CHECK(counting.team.start(3, Counting::kPhases, 0, Counting::work, &counting, {}, runs_before - kIdle));
     for (uint32_t run = 0; run < kIdle; run++) counting.run_once();
     for (int run = 1; run <= 40; run++) {
       counting.run_once();
@@ -246,6 +247,24 @@ TEST(a_member_known_to_be_slow_gets_a_shorter_range) {
   unequal.paces = {{900, 500}, {100, 500}};
   unequal.run_once();
   CHECK_THAT(unequal.got[1] == 50, "%zu", unequal.got[1].load());
+}
+
+TEST(an_executor_may_call_the_members_on_any_threads_and_one_after_another) {
+  for (const edgekit_executor& executor : kExecutors) {
+    for (const uint32_t spin : {0u, 50u}) {
+      Counting counting;
+      counting.active = {4, 1, 3};
+      CHECK(counting.team.start(4, Counting::kPhases, spin, Counting::work, &counting, executor));
+      CHECK(counting.team.count() == 4);
+      constexpr int kRuns = 30;
+      for (int run = 1; run <= kRuns; run++) {
+        counting.run_once();
+        CHECK_THAT(counting.all_are(run), "executor %td, run %d", &executor - kExecutors, run);
+      }
+      CHECK(counting.wrong == 0);
+      CHECK(counting.begun == (4 + 1 + 3) * kRuns / 3);
+    }
+  }
 }
 
 TEST(members_that_are_not_active_are_not_called) {

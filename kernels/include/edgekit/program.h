@@ -84,6 +84,14 @@ int edgekit_program_fell_back(const edgekit_program* program);
 // Reads the weights and compares their checksum with the file's.
 edgekit_status edgekit_verify_weights(const edgekit_program* program, edgekit_error* error);
 
+// Threads of the host that a session is run by. Calls body(argument, member) once for every member below `count`, on
+// any threads, side by side or one after another, and returns when all calls have: none of them waits for one that has
+// not begun. A session uses it for as long as edgekit_session_forward runs.
+typedef struct edgekit_executor {
+  void (*execute)(void* context, uint32_t count, void (*body)(void* argument, uint32_t member), void* argument);
+  void* context;
+} edgekit_executor;
+
 typedef struct edgekit_session_options {
   uint32_t context;          // positions of KV cache; 0: the program's context
   uint32_t decode_threads;   // 0: what the plan advises, at most the CPUs online
@@ -91,6 +99,7 @@ typedef struct edgekit_session_options {
   uint32_t spin_microseconds;  // wait actively so long at a barrier before sleeping; UINT32_MAX: 50
   uint32_t keep_to_fast_cpus;  // not 0: the n-th of the threads it starts runs on CPUs as fast as the n-th fastest
   edgekit_kv_format kv_format;
+  edgekit_executor executor;  // execute null: the session starts threads of its own
 } edgekit_session_options;
 
 typedef struct edgekit_memory {
