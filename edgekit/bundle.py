@@ -23,24 +23,24 @@ from typing import Any, Final
 import edgekit
 from edgekit.cache import sync_folder, sync_tree
 from edgekit.disk import NO_SPACE, make_hidden, told_as, writing
+from edgekit.engines import ARTIFACTS
+from edgekit.engines.written import DESCRIPTION, PROBE, TOKENIZER
 from edgekit.errors import Damaged, DoesNotFit, TargetMissing, Unsupported, UsageError, one_of
 from edgekit.schema import problems
 from edgekit.units import Bytes
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
-PROGRAM: Final = "model.edge"
+PROGRAM: Final = ARTIFACTS["native"]
 RUNNER: Final = "edgekit-run"
-TOKENIZER: Final = "tokenizer.json"
 # What a bundle remembers of the machine it was calibrated on: beside the others, in no manifest.
 CALIBRATION: Final = PROGRAM + ".calibration"
 CALIBRATION_LIMIT: Final = Bytes(4096)
 
-# The file that each engine runs, and what must be there with it.
-MODELS: Final[Mapping[str, str]] = {"native": PROGRAM, "onnxruntime": "model.onnx"}
+# What must be in a bundle of each engine.
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
-    "native": (PROGRAM, RUNNER),
-    "onnxruntime": (MODELS["onnxruntime"], "probe", TOKENIZER),
+    engine: (artifact, RUNNER) if engine == "native" else (artifact, DESCRIPTION, PROBE, TOKENIZER)
+    for engine, artifact in ARTIFACTS.items()
 }
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -64,6 +64,8 @@ _MANIFEST_SCHEMA: Final[Mapping[str, Any]] = {
         "target": _TEXT,
         "triple": _TEXT,
         "engine": _TEXT,
+        "engine_version": _TEXT_OR_NULL,
+        "kernels": {"type": "string", "enum": ["edgekit", "runtime"]},
         "recipe": _TEXT,
         "made_from": _TEXT,
         "calibrated_on": _TEXT_OR_NULL,
@@ -102,14 +104,17 @@ class File:
 class Contents:
     """What a bundle's manifest says besides its files. `predicted` and `coherence` are figures by name.
 
-    `made_from` is a digest of checkpoint, recipe and calibration, `calibrated_on` one of the tokens that the inputs of
-    the linear layers were measured on, None if they were not. `kv` says how keys and values are kept; `bos` and `eos`
-    are the special tokens' texts, for chat templates.
+    `engine_version` is the runtime's that wrote and tried it, None for native; `kernels` says whose matrix products it
+    runs, "edgekit" or "runtime". `made_from` is a digest of checkpoint, recipe and calibration, `calibrated_on` one of
+    the tokens that the inputs of the linear layers were measured on, None if they were not. `kv` says how keys and
+    values are kept; `bos` and `eos` are the special tokens' texts, for chat templates.
     """
 
     target: str
     triple: str
     engine: str
+    engine_version: str | None
+    kernels: str
     recipe: str
     made_from: str
     calibrated_on: str | None
@@ -140,7 +145,7 @@ class Bundle(Contents):
     @property
     def model(self) -> Path:
         """The file that the bundle's engine runs."""
-        return self.path / MODELS[self.engine]
+        return self.path / ARTIFACTS[self.engine]
 
     @property
     def runner(self) -> Path:
@@ -257,8 +262,9 @@ def open_bundle(path: Path) -> Bundle:
     for name in _REQUIRED[manifest["engine"]]:
         if name not in files:
             raise Damaged(f"{MANIFEST} does not list {name}", hint="compile again")
-    # A manifest from before keys and values had a choice, and methods a calibration.
-    manifest = {"kv": "f16" if manifest["engine"] == "native" else "f32", "calibrated_on": None, **manifest}
+    # A manifest from before keys and values had a choice, methods a calibration, and engines a choice of kernels.
+    kv, kernels = ("f16", "edgekit") if manifest["engine"] == "native" else ("f32", "runtime")
+    manifest = {"kv": kv, "calibrated_on": None, "engine_version": None, "kernels": kernels, **manifest}
     given = {field.name: manifest[field.name] for field in fields(Contents)}
     given |= {name: tuple(manifest[name]) for name in ("required_features", "eos_ids")}
     return Bundle(path=path, edgekit=manifest["edgekit"], files=files, **given)

@@ -96,9 +96,9 @@ class Forecast:
         """Space that the weights take in standard ONNX."""
         return Bytes(sum(stored_bytes(scheme, *self._sizes(name)) for name, scheme in self.quant.schemes.items()))
 
-    def output_bytes(self, engine: str) -> Bytes:
-        """Space that the bundle's weights take; tokenizer, probe and runner are small."""
-        return self.plan.weights_bytes if engine == "native" else self.onnx_bytes
+    def output_bytes(self, kernels: str) -> Bytes:
+        """Space that the bundle's weights take, laid out for those kernels; tokenizer, probe and runner are small."""
+        return self.plan.weights_bytes if kernels == "edgekit" else self.onnx_bytes
 
     def _sizes(self, name: str) -> tuple[int, int]:
         n, k = self.checkpoint.decoder.tensor_shapes()[name]
@@ -126,7 +126,7 @@ def forecast(
     return Forecast(checkpoint, quant, target, plan, predicted)
 
 
-def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, output: Path, engine: str) -> None:
+def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, output: Path, kernels: str) -> None:
     """Nothing, if the model fits its target, and this machine can compile it and hold the bundle `output`.
 
     Raises:
@@ -139,7 +139,7 @@ def check_fit(found: Forecast, most_memory: Bytes | None, cache_root: Path, outp
             f"compiling takes {found.compile_bytes} of memory and --max-ram is {most_memory}",
             hint=_enough_memory(found, most_memory),
         )
-    _check_disks(((cache_root, found.disk_bytes), (output.parent, found.output_bytes(engine))))
+    _check_disks(((cache_root, found.disk_bytes), (output.parent, found.output_bytes(kernels))))
 
 
 def does_not_fit(found: Forecast) -> DoesNotFit:

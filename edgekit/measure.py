@@ -173,15 +173,15 @@ class Runner:
     ) -> None:
         """Puts `model` and the static `program` that runs it on the device, with the `calibration` if there is one.
 
-        Without a program, `model` is run by ONNX Runtime in this Python, which takes the words of edgekit-run. Keys and
+        Without a program, `model` is run by its engine in this Python, which takes the words of edgekit-run. Keys and
         values are kept as the model says, or as `kv` does.
 
         Raises:
             DeviceUnavailable: the program is for another machine, or Python would have to run elsewhere.
-            UsageError: a `kv` for ONNX Runtime.
+            UsageError: a `kv` without a program.
         """
         if kv is not None and program is None:
-            raise UsageError("the engine onnxruntime keeps keys and values in float32", hint="leave --kv out")
+            raise UsageError("only a native bundle can keep keys and values as --kv says", hint="leave --kv out")
         self.device = device
         self.timeout = timeout
         self._kv = [] if kv is None else ["--kv", kv]
@@ -192,7 +192,7 @@ class Runner:
         else:
             if device.name != "local":
                 raise DeviceUnavailable(
-                    f"the engine onnxruntime runs on this machine, not on '{device.name}'", hint="--device local"
+                    f"a bundle that is not native runs on this machine, not on '{device.name}'", hint="--device local"
                 )
             command = shlex.join([sys.executable, "-P", "-m", "edgekit.engines.host"])
             device.transport.write(f'#!/bin/sh\nexec {command} "$@"\n'.encode(), _PROGRAM, executable=True)

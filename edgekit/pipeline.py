@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit.bundle import MODELS, Bundle, Contents, Draft, draft_bundle, find_runner
+from edgekit.bundle import Bundle, Contents, Draft, draft_bundle, find_runner
 from edgekit.cache import Cache, code_digest
 from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
-from edgekit.engines import check_engine
+from edgekit.engines import kernels_of
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
+from edgekit.engines.written import read_written
 from edgekit.errors import Damaged, UsageError
 from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, check_fit, forecast
@@ -37,7 +38,7 @@ from edgekit.reference import (
     tokenizer_file,
 )
 from edgekit.scheme import Recipe, parse_recipe
-from edgekit.selftest import Agreement, Trial, native_trial, onnx_trial, try_model
+from edgekit.selftest import Agreement, Trial, host_trial, native_trial, try_model
 from edgekit.target import HOST, load_target
 from edgekit.tokenizer import pack_tokenizer
 from edgekit.units import Bytes
@@ -50,8 +51,9 @@ _CONTINUATIONS_IF_LARGE = 3
 class Order:
     """What is to be compiled, for what, and where to.
 
-    `recipe` None is the one that suits the model, `probe_text` None is edgekit's own. `calibration_text` is for methods
-    that need the inputs of the linear layers, and for no others.
+    `portable`: without edgekit's kernels, for the engine as it is. `recipe` None is the one that suits the model,
+    `probe_text` None is edgekit's own. `calibration_text` is for methods that need the inputs of the linear layers, and
+    for no others.
     """
 
     model: Path
@@ -59,6 +61,7 @@ class Order:
     recipe: Recipe | None
     output: Path
     engine: str = "native"
+    portable: bool = False
     context: int | None = None
     kv: str = DEFAULT_KV
     probe_text: str | None = None
@@ -72,7 +75,7 @@ class Order:
 class Outcome:
     """A bundle, how well it agrees with the quantized graph, and how coherent it is.
 
-    `predicted` has figures by name and `explained` every product; both are empty for an engine that is not planned.
+    `predicted` has figures by name and `explained` every product; both are empty where the kernels are not edgekit's.
     `notes` are doubts about the figures, for the person.
     """
 
@@ -94,28 +97,26 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         GateFailed: the bundle computes something else than the graph, or is less coherent than its gate.
         Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
     """
-    check_engine(order.engine)
+    kernels = kernels_of(order.engine, portable=order.portable)
     if order.engine != "native" and order.kv != DEFAULT_KV:
-        raise UsageError(
-            f"the engine {order.engine} keeps keys and values in float32", hint="--kv q8 needs --engine native"
-        )
+        raise UsageError(f"the engine {order.engine} keeps keys and values in its own way", hint="leave --kv out")
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
         check_calibration(found.quant.recipe, is_given=order.calibration_text is not None)
         on_forecast(found)
-        check_fit(found, order.most_memory, cache.root, order.output, order.engine)
+        check_fit(found, order.most_memory, cache.root, order.output, kernels)
         if order.engine == "native":
             check_native(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
         calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)
         quant = _quantize(found, calibration, cache, progress)
-        trial = _WRITERS[order.engine](draft, found, quant, probe, progress)
+        trial = _WRITERS[order.engine, kernels](draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
-        bundle = draft.publish(_contents(found, quant, order.engine, measurement))
+        bundle = draft.publish(_contents(found, quant, trial, measurement))
     notes = _notes(calibration, ids)
-    if order.engine != "native":
+    if kernels != "edgekit":
         return Outcome(bundle, {}, (), agreement, measurement, notes)
     return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement, notes)
 
@@ -205,32 +206,36 @@ def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, 
     checkpoint = found.checkpoint
     draft.add_tokenizer(tokenizer_file(checkpoint))
     report = part_of(progress, "write: standard ONNX")
-    write_model(quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report)
-    return onnx_trial(draft.folder / MODELS["onnxruntime"])
+    return host_trial(
+        write_model(quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report)
+    )
 
 
-_WRITERS = {"native": _write_native, "onnxruntime": _write_onnx}
+_WRITERS = {("native", "edgekit"): _write_native, ("onnxruntime", "runtime"): _write_onnx}
 
 
-def _contents(found: Forecast, quant: QuantGraph, engine: str, measurement: Measurement) -> Contents:
-    checkpoint, plan, is_native = found.checkpoint, found.plan, engine == "native"
+def _contents(found: Forecast, quant: QuantGraph, trial: Trial, measurement: Measurement) -> Contents:
+    checkpoint, plan, is_ours = found.checkpoint, found.plan, trial.kernels == "edgekit"
     features = [name for name, feature in known_features().items() if plan.required_features >> feature.bit & 1]
+    written = None if trial.program is not None else read_written(trial.model)
     return Contents(
         target=plan.target,
         triple=found.target.triple,
-        engine=engine,
+        engine="native" if written is None else written.engine,
+        engine_version=None if written is None else written.engine_version,
+        kernels=trial.kernels,
         recipe=str(quant.recipe),
         made_from=quant.made_from,
         calibrated_on=quant.calibrated_on,
         context=plan.context,
-        kv=plan.kv if is_native else "f32",
-        required_features=tuple(sorted(features)) if is_native else (),
+        kv=plan.kv if written is None else written.kv_format,
+        required_features=tuple(sorted(features)) if is_ours else (),
         chat_template=checkpoint.chat_template,
         bos=checkpoint.bos_text,
         eos=checkpoint.eos_text,
         bos_id=checkpoint.bos_id,
         eos_ids=checkpoint.eos_ids,
-        predicted=_predicted(plan) if is_native else {},
+        predicted=_predicted(plan) if is_ours else {},
         coherence=measurement.coherence,
     )
 

@@ -1,14 +1,14 @@
 """Load what was written, run a prefill and a decode, and compare the logits with the quantized graph's.
 
-The reference is the quantized graph in standard ONNX on ONNX Runtime, with float32 arithmetic. For the native engine it
-also rounds activations and cache as that engine does (rounded.py), with keys and values in f16 on both sides whatever
-the bundle's cache is. So the logits are the same but for the order of float32 sums: some 1e-7 of their spread. Now and
+The reference is the quantized graph in standard ONNX on ONNX Runtime, with float32 arithmetic. For edgekit's kernels it
+also rounds activations and cache as they do (rounded.py), with keys and values in f16 on both sides whatever the
+bundle's cache is. So the logits are the same but for the order of float32 sums: some 1e-7 of their spread. Now and
 then such a difference tips a value over to the next int8 code.
 
 - A group of g activations is rounded in steps of max / 127. The error of a value is uniform within a step, so its root
   mean square is 1/sqrt(12) of it, and the group's norm is at least max: relative error <= sqrt(g) / (127 sqrt(12)).
   A linear layer passes the share on, because its weights know nothing of the rounding.
-- The native engine may differ by one such rounding. ONNX Runtime, compared with float32 activations, by all of them:
+- edgekit's kernels may differ by one such rounding. A runtime's own, compared with float32 activations, by all of them:
   4 a layer and one before the head, which are independent and add as squares.
 - Float weights leave the rounding of the cache to f16: 2^-12 for the keys and for the values of each layer.
 - What tips over in one layer can tip more in the next, until the roundings have nothing to do with each other. Two
@@ -27,6 +27,7 @@ from edgekit.bundle import find_runner
 from edgekit.cache import Cache
 from edgekit.coherence import Logits, Tokens
 from edgekit.device import open_device
+from edgekit.engines.written import Written
 from edgekit.errors import GateFailed, TargetMissing
 from edgekit.graph import Session
 from edgekit.measure import Measurement, Runner
@@ -56,12 +57,16 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model to be tried on `device` by `program`; without one, by ONNX Runtime. `ours` is this machine's program."""
+    """A model to be tried on `device` by `program`; without one, by its engine. `ours` is this machine's program.
+
+    `kernels`: "edgekit" or "runtime", whose it runs.
+    """
 
     model: Path
     device: str
     program: Path | None
     ours: Path | None
+    kernels: str = "edgekit"
 
 
 def native_trial(target: Target, model: Path, runner: Path) -> Trial:
@@ -79,9 +84,9 @@ def native_trial(target: Target, model: Path, runner: Path) -> Trial:
     return Trial(model, "local", ours, ours)
 
 
-def onnx_trial(model: Path) -> Trial:
-    """ONNX Runtime on this machine."""
-    return Trial(model, "local", None, None)
+def host_trial(written: Written) -> Trial:
+    """The model's engine on this machine."""
+    return Trial(written.file, "local", None, None, written.kernels)
 
 
 def try_model(
@@ -95,20 +100,21 @@ def try_model(
         GateFailed: the logits are further apart than rounding explains, or depend on how the tokens were divided.
     """
     tokens = ids[: min(TRIED_TOKENS, quant.graph.context)]
-    is_native, vocab = trial.program is not None, quant.graph.decoder.vocab
-    reference = rounded_as_native(quant) if is_native else quant
+    is_ours, vocab = trial.kernels == "edgekit", quant.graph.decoder.vocab
+    reference = rounded_as_native(quant) if is_ours else quant
     progress(_STAGE.format("run the quantized graph"), 0, 0)
     expected = _graph_logits(reference, tokens, cache)
     progress(_STAGE.format(f"run the model on {trial.device}"), 0, 0)
     with open_device(trial.device) as device:
-        runner = Runner(device, model=trial.model, program=trial.program, kv="f16" if is_native else None)
+        kv = None if trial.program is None else "f16"
+        runner = Runner(device, model=trial.model, program=trial.program, kv=kv)
         prefilled = runner.logits(tokens, vocab=vocab)
         decoded = runner.logits(tokens, vocab=vocab, chunk=1)
-    if is_native and not np.array_equal(prefilled, decoded):
+    if is_ours and not np.array_equal(prefilled, decoded):
         raise GateFailed("the self-test failed: prefill and decode give different logits", hint=_REPORT)
     error = max(relative_error(expected, found) for found in (prefilled, decoded))
-    allowed = tolerance(quant.schemes.values(), quant.graph.decoder.layers, compares_rounded=is_native)
-    if error > allowed and is_native:
+    allowed = tolerance(quant.schemes.values(), quant.graph.decoder.layers, compares_rounded=is_ours)
+    if error > allowed and is_ours:
         rounding = relative_error(_graph_logits(quant, tokens, cache), expected)
         allowed = max(allowed, _UNRELATED * rounding)
     if not error <= allowed:

@@ -26,6 +26,8 @@ CONTENTS = Contents(
     target="rpi5",
     triple="aarch64-linux-musl",
     engine="native",
+    engine_version=None,
+    kernels="edgekit",
     recipe="q4g128",
     made_from="ab" * 32,
     calibrated_on="cd" * 32,
@@ -81,16 +83,17 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
     verify_bundle(read)
 
 
-@pytest.mark.parametrize(("engine", "kv"), [("native", "f16"), ("onnxruntime", "f32")])
+@pytest.mark.parametrize(("engine", "kv", "kernels"), [("native", "f16", "edgekit"), ("onnxruntime", "f32", "runtime")])
 def test_a_manifest_that_does_not_say_how_keys_and_values_are_kept_is_an_older_one(
-    tmp_path: Path, engine: str, kv: str
+    tmp_path: Path, engine: str, kv: str, kernels: str
 ) -> None:
     file = write(tmp_path / "out").path / "manifest.json"
     manifest = json.loads(file.read_text())
-    del manifest["kv"]
+    del manifest["kv"], manifest["kernels"], manifest["engine_version"]
     manifest |= {"engine": engine, "files": dict.fromkeys(_REQUIRED[engine], manifest["files"]["model.edge"])}
     file.write_text(json.dumps(manifest))
-    assert open_bundle(tmp_path / "out").kv == kv
+    opened = open_bundle(tmp_path / "out")
+    assert (opened.kv, opened.kernels, opened.engine_version) == (kv, kernels, None)
 
 
 def test_a_manifest_that_does_not_name_a_calibration_is_an_older_one(tmp_path: Path) -> None:

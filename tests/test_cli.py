@@ -86,7 +86,7 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate", "--target", "host", "--context", "0"], 2, "Invalid value for '--context'", "estimate --help"),
         (["estimate"], 2, "Missing option '--target'", "estimate --help"),
         (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
-        (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "in float32", "--engine native"),
+        (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "in its own way", "leave --kv out"),
         (["compile", "--target", "host", "--method", "gptq"], 2, "the method gptq needs a", "--calibration FILE"),
         (
             ["compile", "--target", "host", "--method", "magic"],
@@ -509,7 +509,7 @@ def test_the_engine_onnxruntime_is_refused_on_other_devices(model, emulator, tmp
     out = tmp_path / "onnx"
     run("compile", model, "--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out)
     done = run("run", out, "-p", "x", "--device", "qemu:rpi5", code=6)
-    assert "the engine onnxruntime runs on this machine, not on 'qemu:rpi5'" in done.stderr
+    assert "a bundle that is not native runs on this machine, not on 'qemu:rpi5'" in done.stderr
 
 
 def test_a_message_is_put_into_the_chat_template(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from edgekit import forecast as module
 from edgekit.calibrate import measure_inputs
-from edgekit.engines.onnxruntime import read_model, write_model
+from edgekit.engines.onnxruntime import write_model
 from edgekit.errors import DoesNotFit
 from edgekit.forecast import check_fit, forecast
 from edgekit.quantize import quantize
@@ -27,7 +27,7 @@ def test_a_model_too_large_for_its_target_is_refused(checkpoint, tmp_path):
     assert found.fits
     small = replace(found, target=replace(found.target, memory=Bytes(1000)))
     with pytest.raises(DoesNotFit, match=r"the model takes .* and rpi-zero2w has 1000 B"):
-        check_fit(small, None, tmp_path, tmp_path / "out", "native")
+        check_fit(small, None, tmp_path, tmp_path / "out", "edgekit")
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8"])
@@ -37,7 +37,7 @@ def test_a_shorter_context_is_advised_exactly_where_it_can_save_enough_memory(ch
     cache = 2 * 64 * 2 * (16 + 16) * 4
     for most, advised in ((found.compile_bytes - cache, False), (found.compile_bytes - cache + 1, True)):
         with pytest.raises(DoesNotFit) as caught:
-            check_fit(found, Bytes(most), tmp_path, tmp_path / "out", "native")
+            check_fit(found, Bytes(most), tmp_path, tmp_path / "out", "edgekit")
         assert ("; so is a --context below 64" in caught.value.hint) is advised
 
 
@@ -50,17 +50,17 @@ def test_a_full_disk_is_noticed_before_it_starts(checkpoint, tmp_path, monkeypat
     found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
     free_bytes(monkeypatch, {"cache": cache, "there": there})
     with pytest.raises(DoesNotFit, match=rf"in .*/{full} and 1 B are free"):
-        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
 
 
 def test_a_disk_that_holds_both_the_cache_and_the_bundle_needs_room_for_both(checkpoint, tmp_path, monkeypatch):
     found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
     both = found.disk_bytes + found.plan.weights_bytes
     free_bytes(monkeypatch, {"cache": both, "there": both})
-    check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+    check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
     free_bytes(monkeypatch, {"cache": both - 1, "there": both - 1})
     with pytest.raises(DoesNotFit, match="cache and"):
-        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "native")
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
 
 
 # Float32 once; codes as the cache keeps them; codes as standard ONNX has them, and scales of 2 bytes a group with both.
@@ -97,8 +97,7 @@ def test_what_is_written_takes_the_space_that_was_foreseen(checkpoint, tmp_path,
     quant = quantize(found.quant.graph, found.checkpoint, parse_recipe(recipe), directory=tmp_path)
     codes = sum(tensor.codes.nbytes + tensor.scales.nbytes for tensor in quant.tensors.values())
     assert found.disk_bytes == 4 * found.checkpoint.parameters + codes + found.onnx_bytes
-    write_model(quant, tmp_path, probe=b"", bos=None, eos=(0,))
-    written = read_model(tmp_path / "model.onnx").weights_bytes
+    written = write_model(quant, tmp_path, probe=b"", bos=None, eos=(0,)).weights_bytes
     # On top come 5 norms of 64, cosine and sine of 64 positions and 8 frequencies, and some indices.
     vectors = 4 * (5 * 64 + 2 * 64 * 8)
     assert found.onnx_bytes + vectors <= written < found.onnx_bytes + vectors + 512

@@ -99,8 +99,8 @@ def test_every_verb_is_told_how_keys_and_values_are_kept_if_it_is_not_as_the_bun
         assert (argv[-2:] == ["--kv", "q8"]) is (kv == "q8") and ("--kv" in argv) is (kv == "q8")
 
 
-def test_onnx_runtime_has_no_choice_of_how_keys_and_values_are_kept(tmp_path):
-    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in float32"):
+def test_without_a_program_there_is_no_choice_of_how_keys_and_values_are_kept(tmp_path):
+    with pytest.raises(UsageError, match="only a native bundle can keep keys and values as --kv says"):
         Runner(FakeDevice([]), program=None, model=tmp_path, kv="f16")
 
 
@@ -133,8 +133,8 @@ def test_a_program_for_another_machine_is_refused_before_it_is_run(tmp_path):
     assert device.transport.put_files == {}
 
 
-def test_onnx_runtime_is_refused_where_its_python_is_not(tmp_path):
-    with pytest.raises(DeviceUnavailable, match=r"the engine onnxruntime runs on this machine, not on 'fake'"):
+def test_without_a_program_a_model_is_refused_where_its_python_is_not(tmp_path):
+    with pytest.raises(DeviceUnavailable, match=r"a bundle that is not native runs on this machine, not on 'fake'"):
         Runner(FakeDevice([]), program=None, model=tmp_path)
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import make_probe, metrics
-from edgekit.engines import ENGINES, check_engine
 from edgekit.engines.host import main
-from edgekit.engines.onnxruntime import open_model, read_model, write_model
+from edgekit.engines.onnxruntime import open_model, write_model
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
-from edgekit.errors import Damaged, Unsupported, UsageError
+from edgekit.engines.written import read_written
+from edgekit.errors import Damaged, Unsupported
 from edgekit.graph import Session, build_graph
 from edgekit.quantize import quantize
 from edgekit.scheme import parse_recipe
@@ -72,8 +72,10 @@ def answer(capsys: pytest.CaptureFixture[str], *argv: object) -> dict[str, Any]:
 
 
 def test_a_model_knows_its_special_tokens_and_sizes(model: Path) -> None:
-    written = read_model(model)
-    assert (written.bos, written.eos, written.packs) == (None, (0,), True)
+    written = read_written(model)
+    assert (written.bos, written.eos) == (None, (0,))
+    assert (written.engine, written.kernels, written.kv_format) == ("onnxruntime", "runtime", "f32")
+    assert (written.vocab, written.context) == (512, CONTEXT)
     # Keys and values of 2 layers, 2 heads of 16, float32.
     assert written.kv_bytes == 2 * 2 * 2 * CONTEXT * 16 * 4
     matrices = 512 * 64 + 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 96)
@@ -81,13 +83,9 @@ def test_a_model_knows_its_special_tokens_and_sizes(model: Path) -> None:
     assert written.bytes_per_token <= written.weights_bytes
 
 
-def test_a_float32_model_is_not_packed(exact: Path) -> None:
-    assert not read_model(exact).packs
-
-
 def test_the_same_codes_give_the_same_files(model: Path, checkpoint: Checkpoint, probe: bytes, tmp_path: Path) -> None:
     again = write(tmp_path, checkpoint, probe, "q8g32")
-    for name in ("model.onnx", "model.onnx.data", "probe"):
+    for name in ("model.onnx", "model.onnx.data", "probe", "engine.json"):
         assert again.with_name(name).read_bytes() == model.with_name(name).read_bytes()
 
 
@@ -111,7 +109,7 @@ def refer_to(file: Path, key: str, value: str) -> None:
 
 def test_a_link_to_the_model_is_followed(model: Path, tmp_path: Path) -> None:
     (tmp_path / "link.onnx").symlink_to(model)
-    assert read_model(tmp_path / "link.onnx").file == model.resolve()
+    assert read_written(tmp_path / "link.onnx").file == model.resolve()
 
 
 def link_data(model: Path) -> None:
@@ -148,7 +146,7 @@ def test_a_damaged_model_is_refused_in_a_sentence(
     bad = copied(model, tmp_path)
     damage(bad)
     with pytest.raises(Damaged):
-        read_model(bad)
+        open_model(read_written(bad), threads=1)
     assert run("generate", bad, "--prompt", "a") == 7
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("edgekit-run: ") and said[-1] == "hint: compile again"
@@ -162,7 +160,7 @@ def test_a_model_with_any_byte_changed_runs_or_is_refused(model: Path, tmp_path:
         mutated[generator.integers(len(good))] ^= generator.integers(1, 256)
         bad.write_bytes(mutated)
         try:
-            with open_model(read_model(bad), threads=1) as session:
+            with open_model(read_written(bad), threads=1) as session:
                 session.prefill([1, 2])
             outcomes.add("ran")
         except Damaged:
@@ -170,19 +168,9 @@ def test_a_model_with_any_byte_changed_runs_or_is_refused(model: Path, tmp_path:
     assert outcomes == {"ran", "refused"}
 
 
-@pytest.mark.parametrize("value", ["[true]", "[-1]", "0", "null", '["a"]', "{", "[[0]]"])
-def test_special_tokens_that_are_none_are_refused(model: Path, tmp_path: Path, value: str) -> None:
-    bad = copied(model, tmp_path)
-    proto = onnx.load(bad, load_external_data=False)
-    next(entry for entry in proto.metadata_props if entry.key == "edgekit.eos").value = value
-    bad.write_bytes(proto.SerializeToString())
-    with pytest.raises(Damaged):
-        read_model(bad)
-
-
 def greedy(file: Path, prompt: list[int], count: int) -> list[int]:
     """Without a cache: the whole text is computed again for every token."""
-    with open_model(read_model(file), threads=1) as session:
+    with open_model(read_written(file), threads=1) as session:
         tokens = list(prompt)
         for _ in range(count):
             tokens.append(int(session.logits(tokens)[-1].argmax()))
@@ -205,9 +193,8 @@ def test_greedy_tokens_are_those_of_the_whole_text_computed_again(
 def test_a_token_that_ends_the_text_stops_it(exact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stops = copied(exact, tmp_path)
     third = greedy(exact, [5, 9, 200], 3)[2]
-    proto = onnx.load(stops, load_external_data=False)
-    next(entry for entry in proto.metadata_props if entry.key == "edgekit.eos").value = f"[{third}]"
-    stops.write_bytes(proto.SerializeToString())
+    described = stops.with_name("engine.json")
+    described.write_text(json.dumps({**json.loads(described.read_text()), "eos": [third]}))
     found = answer(capsys, "generate", stops, "--tokens", "5,9,200", "--temperature", 0, "--threads", 1)
     assert found["stop"] == "eos" and found["tokens"][-1] == third and len(found["tokens"]) <= 3
 
@@ -296,7 +283,7 @@ def test_the_probe_of_another_model_finds_the_full_divergence_or_less(
     checkpoint: Checkpoint, probe: bytes, tmp_path: Path
 ) -> None:
     coarse = write(tmp_path, checkpoint, probe, "q2g32,head=q4g32")
-    with open_model(read_model(coarse), threads=1) as session:
+    with open_model(read_written(coarse), threads=1) as session:
         found = run_probe(session, probe)
         logits = [session.logits(window) for window in (TEXT[:48], TEXT[48:])]
     with Session(build_graph(checkpoint, context=CONTEXT)) as session:
@@ -310,7 +297,7 @@ def test_the_probe_of_another_model_finds_the_full_divergence_or_less(
 
 @pytest.mark.parametrize("kept", [0, 3, 63, 64, 71, 72, 300, -4, -1])
 def test_a_probe_that_is_cut_short_is_refused(model: Path, probe: bytes, kept: int) -> None:
-    with open_model(read_model(model), threads=1) as session, pytest.raises(Damaged, match="it is too short"):
+    with open_model(read_written(model), threads=1) as session, pytest.raises(Damaged, match="it is too short"):
         run_probe(session, probe[:kept])
 
 
@@ -336,7 +323,7 @@ def test_a_probe_that_lies_is_refused(
 ) -> None:
     bad = bytearray(probe)
     struct.pack_into("<I", bad, offset, value)
-    with open_model(read_model(model), threads=1) as session, pytest.raises(error, match=message):
+    with open_model(read_written(model), threads=1) as session, pytest.raises(error, match=message):
         run_probe(session, bytes(bad))
 
 
@@ -376,9 +363,12 @@ def test_a_file_that_is_no_list_of_tokens_is_refused(
     assert "is not a list of tokens" in capsys.readouterr().err
 
 
-def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no file"):
-        read_model(tmp_path / "model.onnx")
+def test_a_model_that_is_not_the_one_described_is_refused(model: Path, tmp_path: Path) -> None:
+    bad = copied(model, tmp_path)
+    described = bad.with_name("engine.json")
+    described.write_text(described.read_text().replace('"vocab": 512', '"vocab": 500'))
+    with pytest.raises(Damaged, match="is not the model that is described beside it"):
+        open_model(read_written(bad), threads=1)
 
 
 def test_splitmix64_begins_as_published() -> None:
@@ -414,13 +404,6 @@ def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones() -> N
     sampler.see(2)
     assert sampler.sample(np.array([3.0, 1.6, -0.5], np.float32)) == 1  # 3 / 2 is below 1.6
     assert sampler.sample(np.array([-0.5, -0.9, -2.0], np.float32)) == 1  # -0.5 * 2 is below -0.9
-
-
-def test_engines_are_known_by_name() -> None:
-    assert [check_engine(name) for name in ENGINES] == ["native", "onnxruntime"]
-    with pytest.raises(Unsupported, match="unknown engine 'magic'") as refusal:
-        check_engine("magic")
-    assert refusal.value.hint == "one of: native, onnxruntime"
 
 
 def test_a_row_of_equal_logits_has_a_perplexity_of_the_vocabulary(model: Path, probe: bytes) -> None:

@@ -119,8 +119,8 @@ def test_a_method_and_a_calibration_that_do_not_go_together_are_refused(order, c
     assert hint in caught.value.hint and stages == []
 
 
-def test_onnx_runtime_keeps_keys_and_values_in_float32(order, cache, tmp_path):
-    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in float32"):
+def test_only_native_has_a_choice_of_how_keys_and_values_are_kept(order, cache, tmp_path):
+    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in its own way"):
         compiled(replace(order, engine="onnxruntime", kv="q8"), cache)
     compiled(replace(order, engine="onnxruntime"), cache)
     assert open_bundle(order.output).kv == "f32"

@@ -9,7 +9,7 @@ from edgekit.cache import user_cache
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
 from edgekit.cli.estimate import explained_json, rate, show_choices
-from edgekit.engines import ENGINES
+from edgekit.engines import ENGINES, kernels_of
 from edgekit.errors import UsageError
 from edgekit.forecast import Forecast
 from edgekit.methods import known_methods
@@ -36,6 +36,7 @@ from edgekit.units import Bytes, rounded
     help="UTF-8 text for gptq and rtn_bias, like those that the model will read; 128 sequences of 256 tokens are used.",
 )
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
+@click.option("--portable", is_flag=True, help="Leave edgekit's kernels out: the engine as it is runs the model.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
 @_options.planned_kv
@@ -53,6 +54,7 @@ def command(
     method: str | None,
     calibration: Path | None,
     engine: str,
+    portable: bool,
     output: Path | None,
     context: int | None,
     kv: str,
@@ -69,7 +71,7 @@ def command(
     was loaded and run, and with --gate only if it is coherent enough. Finished stages are kept in ~/.cache/edgekit
     (EDGEKIT_CACHE), which may be deleted.
     """
-    if explained and engine != "native":
+    if explained and kernels_of(engine, portable=portable) != "edgekit":
         raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
     source, chosen = model or embedded_model(), None if recipe is None else find_recipe(recipe)
     if method is not None:
@@ -80,6 +82,7 @@ def command(
         recipe=chosen,
         output=output or Path(f"{_name(source)}-{target}"),
         engine=engine,
+        portable=portable,
         context=context,
         kv=kv,
         probe_text=None if probe_text is None else read_text(probe_text),
@@ -134,6 +137,8 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
         "target": bundle.target,
         "recipe": bundle.recipe,
         "engine": bundle.engine,
+        "engine_version": bundle.engine_version,
+        "kernels": bundle.kernels,
         "context": bundle.context,
         "kv": bundle.kv,
         "bytes": _total(outcome),

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from edgekit.bundle import TOKENIZER, Bundle, open_bundle
+from edgekit.bundle import Bundle, open_bundle
 from edgekit.cache import user_cache
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, read_text, show_json, show_pairs, warn
 from edgekit.coherence import check_gate
 from edgekit.device import open_device
+from edgekit.engines.written import TOKENIZER
 from edgekit.errors import UsageError
 from edgekit.eval import evaluate
 from edgekit.measure import Runner, is_about_time, open_runner

@@ -110,6 +110,8 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "target": bundle.target,
         "triple": bundle.triple,
         "engine": bundle.engine,
+        "engine_version": bundle.engine_version,
+        "kernels": bundle.kernels,
         "recipe": bundle.recipe,
         "context": bundle.context,
         "kv": bundle.kv,

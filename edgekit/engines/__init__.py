@@ -1,21 +1,50 @@
 """The engines that execute a compiled model, one a file: what each writes, and how the host runs it.
 
 native       model.edge, run by the static edgekit-run on any device (edgekit/measure.py)
-onnxruntime  model.onnx, run on this machine by `python -m edgekit.engines.host`, which takes the verbs and options of
-             edgekit-run and answers with the same JSON
+onnxruntime  model.onnx, run by ONNX Runtime
+
+All but native run on this machine by `python -m edgekit.engines.host`, which takes the verbs and options of edgekit-run
+and answers with the same JSON. Each is a module with the functions of `Engine`.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import Unsupported, one_of
+from edgekit.errors import Unsupported, UsageError, one_of
+
+if TYPE_CHECKING:
+    from edgekit.engines.written import Written
 
 Float32 = npt.NDArray[np.float32]
 
-ENGINES = ("native", "onnxruntime")
+# The file that each engine runs.
+ARTIFACTS: Final[Mapping[str, str]] = {"native": "model.edge", "onnxruntime": "model.onnx"}
+ENGINES: Final = tuple(ARTIFACTS)
+# Whose matrix products an engine can run, best first: edgekit's, or those that its runtime brings.
+_KERNELS: Final[Mapping[str, tuple[str, ...]]] = {"native": ("edgekit",), "onnxruntime": ("runtime",)}
+
+
+class Engine(Protocol):
+    """What the module of an engine offers beside writing: its runtime is imported when one of these is called."""
+
+    def version(self) -> str:
+        """The runtime and its version, such as "onnxruntime 1.32.0".
+
+        Raises:
+            TargetMissing: it is not installed.
+        """
+
+    def open_model(self, written: "Written", *, threads: int) -> "Session":
+        """A session that runs the model on `threads` threads.
+
+        Raises:
+            Damaged: not what the engine wrote.
+            TargetMissing: the runtime that is installed does not take it, or none is.
+        """
 
 
 class Session(Protocol):
@@ -47,3 +76,27 @@ def check_engine(name: str) -> str:
     if name not in ENGINES:
         raise Unsupported(f"unknown engine '{name}'", hint=one_of(ENGINES))
     return name
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of that name that the host runs.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    if name == "native" or name not in ENGINES:
+        raise Unsupported(f"'{name}' is no engine that the host runs", hint=one_of(ENGINES[1:]))
+    return cast("Engine", importlib.import_module(f"edgekit.engines.{name}"))
+
+
+def kernels_of(engine: str, *, portable: bool) -> str:
+    """Whose kernels the engine runs a model with: "edgekit" or, if it is to be portable, "runtime".
+
+    Raises:
+        Unsupported: there is no such engine.
+        UsageError: it has none but edgekit's.
+    """
+    offered = _KERNELS[check_engine(engine)]
+    if portable and "runtime" not in offered:
+        raise UsageError(f"the engine {engine} has no kernels but edgekit's", hint="leave --portable out")
+    return "runtime" if portable else offered[0]

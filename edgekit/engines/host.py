@@ -1,6 +1,6 @@
-"""Run a model.onnx on this machine by the command line of edgekit-run, with the same answers in JSON.
+"""Run a model of any engine but native on this machine by edgekit-run's command line, with the same answers in JSON.
 
-    python -m edgekit.engines.host generate|bench|probe|logits MODEL.onnx [OPTIONS]
+    python -m edgekit.engines.host generate|bench|probe|logits MODEL [OPTIONS]
 
 A process of its own, so that memory and load time are the model's and not the compiler's.
 """
@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from edgekit.coherence import nearest_rank
-from edgekit.engines import Session
+from edgekit.engines import Session, find_engine
 from edgekit.engines.host_options import parse
-from edgekit.engines.onnxruntime import TOKENIZER, open_model, read_model
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
+from edgekit.engines.written import TOKENIZER, read_written
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
 from edgekit.kernels import read_ceiling
 from edgekit.target import detect_host
@@ -45,9 +44,10 @@ class _Run:
 
     def __init__(self, file: Path, *, threads: int) -> None:
         began = time.monotonic()
-        self.written = read_model(file)
+        self.written = read_written(file)
+        self.engine = find_engine(self.written.engine)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.session: Session = open_model(self.written, threads=self.threads)
+        self.session: Session = self.engine.open_model(self.written, threads=self.threads)
         self.load_seconds = time.monotonic() - began
         self.warnings: list[str] = []
 
@@ -68,7 +68,7 @@ class _Run:
         status = _fields(Path("/proc/self/status"))
         memory = {
             "weights_bytes": self.written.weights_bytes,
-            "kv_format": "f32",
+            "kv_format": self.written.kv_format,
             "kv_bytes": self.written.kv_bytes,
             "peak_rss_bytes": status["VmHWM"],
             "anonymous_bytes": status["RssAnon"],
@@ -82,7 +82,7 @@ class _Run:
             "cpu": host.title,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "isa": host.best_isa,
-            "engine": f"onnxruntime {onnxruntime.__version__}",
+            "engine": self.engine.version(),
             "cores": cores,
             "decode_threads": self.threads,
             "prefill_threads": self.threads,
