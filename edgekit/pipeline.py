@@ -15,7 +15,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
-from edgekit.engines import kernels_of
+from edgekit.engines import executorch, kernels_of
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.onnxruntime import write_model
 from edgekit.engines.written import read_written
@@ -211,7 +211,22 @@ def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, 
     )
 
 
-_WRITERS = {("native", "edgekit"): _write_native, ("onnxruntime", "runtime"): _write_onnx}
+def _write_executorch(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The program in a file for ExecuTorch, which is tried on this machine."""
+    checkpoint = found.checkpoint
+    draft.add_tokenizer(tokenizer_file(checkpoint))
+    report = part_of(progress, "write: pack the weights for ExecuTorch")
+    bos, eos = checkpoint.bos_id, checkpoint.eos_ids
+    return host_trial(
+        executorch.write_model(found.plan, quant, draft.folder, probe=probe, bos=bos, eos=eos, progress=report)
+    )
+
+
+_WRITERS = {
+    ("native", "edgekit"): _write_native,
+    ("onnxruntime", "runtime"): _write_onnx,
+    ("executorch", "edgekit"): _write_executorch,
+}
 
 
 def _contents(found: Forecast, quant: QuantGraph, trial: Trial, measurement: Measurement) -> Contents:

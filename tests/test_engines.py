@@ -32,10 +32,10 @@ def written(tmp_path: Path) -> Written:
 
 
 def test_engines_are_known_by_name() -> None:
-    assert [check_engine(name) for name in ENGINES] == ["native", "onnxruntime"]
+    assert [check_engine(name) for name in ENGINES] == ["native", "onnxruntime", "executorch"]
     with pytest.raises(Unsupported, match="unknown engine 'magic'") as refusal:
         check_engine("magic")
-    assert refusal.value.hint == "one of: native, onnxruntime"
+    assert refusal.value.hint == "one of: native, onnxruntime, executorch"
 
 
 @pytest.mark.parametrize("name", ["native", "magic", "os", "../os"])
@@ -47,6 +47,7 @@ def test_only_an_engine_that_the_host_runs_is_imported(name: str) -> None:
 def test_native_has_no_kernels_but_ours() -> None:
     assert kernels_of("native", portable=False) == "edgekit"
     assert kernels_of("onnxruntime", portable=True) == "runtime"
+    assert kernels_of("executorch", portable=False) == "edgekit"
     with pytest.raises(UsageError, match="the engine native has no kernels but edgekit's"):
         kernels_of("native", portable=True)
 

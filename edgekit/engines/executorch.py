@@ -1,0 +1,177 @@
+"""Write a model for ExecuTorch, and run it there: model.pte, in which edgekit's kernels are one delegate.
+
+A folder with model.pte, engine.json and probe; the tokenizer.json of the bundle lies beside them. An app loads the same
+file with its own ExecuTorch once EdgekitBackend is registered in it (executorch_delegate.py).
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.disk import UNFINISHED
+from edgekit.engines import ARTIFACTS
+from edgekit.engines.executorch_delegate import last_refusal, load_runtime, version
+from edgekit.engines.native import Extras, Progress, write_program
+from edgekit.engines.written import Written, describe, refused
+from edgekit.errors import Damaged, UsageError
+from edgekit.plan import Plan
+from edgekit.quantize import QuantGraph
+
+__all__ = ["open_model", "version", "write_model"]
+
+Float32 = npt.NDArray[np.float32]
+
+MODEL: Final = ARTIFACTS["executorch"]
+
+
+def write_model(
+    plan: Plan,
+    quant: QuantGraph,
+    folder: Path,
+    *,
+    probe: bytes,
+    bos: int | None,
+    eos: tuple[int, ...],
+    progress: Progress | None = None,
+) -> Written:
+    """Writes the planned program to `folder` as model.pte. Takes the memory of the program once, beside torch's.
+
+    Raises:
+        TargetMissing: ExecuTorch is not installed, or there is no C++ compiler to build its delegate with.
+        DoesNotFit: more end-of-text ids than a program has room for.
+    """
+    load_runtime()  # before the long work
+    from edgekit.engines.executorch_program import write_pte
+
+    decoder = quant.graph.decoder
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as unfinished:
+        program = Path(unfinished) / ARTIFACTS["native"]
+        write_program(plan, quant, Extras(b"", b"", bos, eos), program, progress=progress)
+        payload = program.read_bytes()
+    constants: Mapping[str, Any] = {
+        "get_vocab_size": decoder.vocab,
+        "get_max_seq_len": plan.context,
+        "get_max_context_len": plan.context,
+        "get_n_layers": decoder.layers,
+        "get_eos_ids": list(eos),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+    }
+    if bos is not None:
+        constants = {**constants, "get_bos_id": bos}
+    file = folder / MODEL
+    write_pte(payload, file, vocab=decoder.vocab, context=plan.context, rows=plan.max_rows, constants=constants)
+    written = Written(
+        file=file,
+        engine="executorch",
+        engine_version=version(),
+        kernels="edgekit",
+        made_from=quant.made_from,
+        bos=bos,
+        eos=eos,
+        vocab=decoder.vocab,
+        context=plan.context,
+        kv_format=plan.kv,
+        kv_bytes=plan.kv_bytes,
+        weights_bytes=plan.weights_bytes,
+        bytes_per_token=plan.bytes_per_token,
+    )
+    describe(written, probe=probe)
+    return written
+
+
+def open_model(written: Written, *, threads: int) -> "Session":
+    """A session that runs the model on `threads` threads.
+
+    Raises:
+        Damaged: not what the engine wrote.
+        TargetMissing: the ExecuTorch that is installed does not take it, or none is.
+    """
+    runtime = load_runtime()
+    checked = runtime.Verification.InternalConsistency
+    try:
+        program = runtime._load_program(str(written.file), program_verification=checked)
+        vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
+        with _threads(threads):
+            method = program.load_method("all_logits")
+        meta = method.method_meta()
+        rows = meta.input_tensor_meta(0).sizes()[1]
+        is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
+    except (RuntimeError, IndexError) as error:
+        raise refused(written, version(), last_refusal() or error) from error
+    if not is_ours or (vocab, context) != (written.vocab, written.context):
+        raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
+    return Session(written, program, method, rows)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """While this lasts the delegate starts so many threads."""
+    before = os.environ.get("EDGEKIT_THREADS")
+    os.environ["EDGEKIT_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["EDGEKIT_THREADS"]
+        else:
+            os.environ["EDGEKIT_THREADS"] = before
+
+
+class Session:
+    """A loaded method with its cache, which takes up to `rows` tokens at once and gives the logits of every one."""
+
+    def __init__(self, written: Written, program: Any, method: Any, rows: int) -> None:
+        self._program, self._method, self._rows = program, method, rows
+        self.vocab, self.context, self.position = written.vocab, written.context, 0
+
+    def reset(self, position: int = 0) -> None:
+        """Forgets the tokens from `position` on."""
+        assert 0 <= position <= self.position
+        self.position = position
+
+    def prefill(self, ids: Sequence[int]) -> Float32:
+        """Logits [s, vocab] after each of the tokens, which are appended to the cache.
+
+        Raises:
+            UsageError: a token outside the vocabulary, or more tokens than the context holds.
+        """
+        tokens = np.asarray(ids, np.int64).reshape(-1)
+        outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
+        if outside.size:
+            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
+        if self.position + len(tokens) > self.context:
+            raise UsageError(
+                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
+            )
+        logits = np.empty((len(tokens), self.vocab), np.float32)
+        for start in range(0, len(tokens), self._rows):
+            rows = tokens[start : start + self._rows]
+            logits[start : start + len(rows)] = self._run(rows)
+        return logits
+
+    def decode(self, token: int) -> Float32:
+        """Logits [vocab] after `token`, which is appended to the cache."""
+        logits: Float32 = self.prefill([token])[0]
+        return logits
+
+    def close(self) -> None:
+        """Frees the cache and the threads."""
+        self._method = self._program = None
+
+    def _run(self, tokens: npt.NDArray[np.int64]) -> Float32:
+        import torch
+
+        inputs = (torch.from_numpy(tokens)[None], torch.tensor([self.position]))
+        # The result lies in the method's own memory until the next call.
+        result = self._method.call(inputs, clone_outputs=False)
+        self.position += len(tokens)
+        logits: Float32 = result[0].numpy()[0]
+        return logits
