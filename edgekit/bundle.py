@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import importlib.resources
 import json
 import os
 import re
@@ -24,15 +23,15 @@ import edgekit
 from edgekit.cache import sync_folder, sync_tree
 from edgekit.disk import NO_SPACE, make_hidden, told_as, writing
 from edgekit.engines import ARTIFACTS
+from edgekit.engines.built import OPERATORS, RUNNER, find_built
 from edgekit.engines.written import DESCRIPTION, PROBE, TOKENIZER
-from edgekit.errors import Damaged, DoesNotFit, TargetMissing, Unsupported, UsageError, one_of
+from edgekit.errors import Damaged, DoesNotFit, Unsupported, UsageError, one_of
 from edgekit.schema import problems
 from edgekit.units import Bytes
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 PROGRAM: Final = ARTIFACTS["native"]
-RUNNER: Final = "edgekit-run"
 # What a bundle remembers of the machine it was calibrated on: beside the others, in no manifest.
 CALIBRATION: Final = PROGRAM + ".calibration"
 CALIBRATION_LIMIT: Final = Bytes(4096)
@@ -180,6 +179,10 @@ class Draft:
         _copy(find_runner(triple), self.runner)
         self.runner.chmod(0o755)
 
+    def add_operators(self, triple: str) -> None:
+        """Copies the operators for ONNX Runtime on `triple` into the bundle."""
+        _copy(find_built(OPERATORS, triple), self.folder / OPERATORS)
+
     def add_tokenizer(self, source: Path) -> None:
         """Copies the tokenizer.json of the checkpoint into the bundle."""
         _copy(source, self.folder / TOKENIZER)
@@ -224,19 +227,12 @@ def draft_bundle(path: Path, *, force: bool = False) -> Iterator[Draft]:
 
 
 def find_runner(triple: str) -> Path:
-    """The static edgekit-run for `triple`: in the folder EDGEKIT_RUNNERS, or in the installed package.
+    """The static edgekit-run for `triple`.
 
     Raises:
         TargetMissing: there is none.
     """
-    chosen = os.environ.get("EDGEKIT_RUNNERS")
-    folder = Path(chosen) if chosen else Path(str(importlib.resources.files("edgekit"))) / "runners"
-    runner = folder / triple / RUNNER
-    if not runner.is_file():
-        built = sorted(path.parent.name for path in folder.glob(f"*/{RUNNER}"))
-        hint = one_of(built) if built else "install edgekit again, or set EDGEKIT_RUNNERS to a folder of runners"
-        raise TargetMissing(f"there is no edgekit-run for {triple} in {folder}", hint=hint)
-    return runner
+    return find_built(RUNNER, triple)
 
 
 def open_bundle(path: Path) -> Bundle:

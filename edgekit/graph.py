@@ -212,15 +212,7 @@ class Session:
         self.close()
 
     def _checked(self, ids: Tokens) -> Int64:
-        tokens = np.asarray(ids, np.int64).reshape(-1)
-        outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
-        if outside.size:
-            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
-        if self.position + len(tokens) > self.context:
-            raise UsageError(
-                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
-            )
-        return tokens
+        return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
 
     def _run(self, tokens: Int64) -> Float32:
         binding = self._session.io_binding()
@@ -234,6 +226,21 @@ class Session:
         self.position += len(tokens)
         logits: Float32 = binding.get_outputs()[-1].numpy()[0]
         return logits
+
+
+def check_tokens(ids: Tokens, *, vocab: int, position: int, context: int) -> Int64:
+    """`ids` as an array, if they can follow `position` others.
+
+    Raises:
+        UsageError: a token outside the vocabulary, or more tokens than the context holds.
+    """
+    tokens = np.asarray(ids, np.int64).reshape(-1)
+    outside = tokens[(tokens < 0) | (tokens >= vocab)]
+    if outside.size:
+        raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {vocab - 1}")
+    if position + len(tokens) > context:
+        raise UsageError(f"{position + len(tokens)} tokens do not fit the context", hint=f"it holds {context}")
+    return tokens
 
 
 def open_session(

@@ -59,32 +59,34 @@ def save_model(
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total)
+    write_graph(model, file)
+
+
+def write_graph(model: ir.Model, file: Path) -> None:
+    """Writes `model`, whose tensors are in it or lie outside already, to `file`: complete or not at all."""
     with _appearing(file) as stream:
         stream.write(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
-def load_model(file: Path) -> ir.Model:
-    """The model in `file`; its larger tensors stay on disk.
+def load_model(file: Path, *, data: Path | None = None) -> ir.Model:
+    """The model in `file`; its larger tensors stay on disk, in the file `data` beside it: `<file>.data`.
 
     Raises:
-        Damaged: not a model, or one whose tensors do not lie within `<file>.data`.
+        Damaged: not a model, or one whose tensors do not lie within `data`.
     """
+    data_file = data or _data_file(file)
     try:
         model = ir.load(file)
         outside = [tensor for _, tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)]
-        data_bytes = _plain_file_bytes(_data_file(file)) if outside else 0
+        data_bytes = _plain_file_bytes(data_file) if outside else 0
     except (OSError, DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{file} cannot be read: {error}", hint="compile again") from error
     for tensor in outside:
         # ONNX's external data has led readers out of their folder before (CVE-2024-27318, CVE-2026-27489).
         offset, length = tensor.offset or 0, tensor.length or 0
-        if (
-            tensor.location != _data_file(file).name
-            or length != tensor.nbytes
-            or not 0 <= offset <= data_bytes - length
-        ):
+        if tensor.location != data_file.name or length != tensor.nbytes or not 0 <= offset <= data_bytes - length:
             raise Damaged(
-                f"the tensor '{tensor.name}' of {file} does not lie within {_data_file(file).name}",
+                f"the tensor '{tensor.name}' of {file} does not lie within {data_file.name}",
                 hint="compile again",
             )
     return model

@@ -15,9 +15,9 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
-from edgekit.engines import executorch, kernels_of
+from edgekit.engines import executorch, kernels_of, onnxruntime, onnxruntime_node
+from edgekit.engines.built import OPERATORS, find_built
 from edgekit.engines.native import Extras, write_program
-from edgekit.engines.onnxruntime import write_model
 from edgekit.engines.written import read_written
 from edgekit.errors import Damaged, UsageError
 from edgekit.explain import Explained, explain
@@ -107,6 +107,8 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         check_fit(found, order.most_memory, cache.root, order.output, kernels)
         if order.engine == "native":
             check_native(found)
+        elif kernels == "edgekit":
+            check_operators(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
         calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)
@@ -207,7 +209,21 @@ def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, 
     draft.add_tokenizer(tokenizer_file(checkpoint))
     report = part_of(progress, "write: standard ONNX")
     return host_trial(
-        write_model(quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report)
+        onnxruntime.write_model(
+            quant, draft.folder, probe=probe, bos=checkpoint.bos_id, eos=checkpoint.eos_ids, progress=report
+        )
+    )
+
+
+def _write_onnx_node(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The program as a node, and the operators for the target; it is tried on this machine."""
+    checkpoint = found.checkpoint
+    draft.add_operators(found.target.triple)
+    draft.add_tokenizer(tokenizer_file(checkpoint))
+    report = part_of(progress, "write: pack the weights")
+    bos, eos = checkpoint.bos_id, checkpoint.eos_ids
+    return host_trial(
+        onnxruntime_node.write_model(found.plan, quant, draft.folder, probe=probe, bos=bos, eos=eos, progress=report)
     )
 
 
@@ -224,6 +240,7 @@ def _write_executorch(draft: Draft, found: Forecast, quant: QuantGraph, probe: b
 
 _WRITERS = {
     ("native", "edgekit"): _write_native,
+    ("onnxruntime", "edgekit"): _write_onnx_node,
     ("onnxruntime", "runtime"): _write_onnx,
     ("executorch", "edgekit"): _write_executorch,
 }
@@ -303,3 +320,13 @@ def check_native(found: Forecast) -> None:
     for triple in (found.target.triple, load_target(HOST).triple):
         find_runner(triple)
     pack_tokenizer(tokenizer_file(found.checkpoint))
+
+
+def check_operators(found: Forecast) -> None:
+    """Nothing, if there are operators for the target, and for this machine, which tries the bundle.
+
+    Raises:
+        TargetMissing: there are none.
+    """
+    for triple in (found.target.triple, load_target(HOST).triple):
+        find_built(OPERATORS, triple)

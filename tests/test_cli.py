@@ -252,7 +252,7 @@ def test_compile_explains_its_kernels_as_estimate_does(model, tmp_path):
 
 
 def test_the_kernels_of_another_engine_are_not_explained(model):
-    done = run("compile", model, "--target", "host", "--engine", "onnxruntime", "--explain", code=2)
+    done = run("compile", model, "--target", "host", "--engine", "onnxruntime", "--portable", "--explain", code=2)
     assert "--explain has nothing to say about onnxruntime" in done.stderr
 
 
@@ -481,12 +481,31 @@ def test_bench_refuses_lengths_beyond_the_context_and_nothing_at_all(bundle):
         assert f"-t is '{threads}'\nhint: whole numbers from 1 to 256" in refused
 
 
-def test_the_engine_onnxruntime_writes_standard_onnx_that_runs_on_this_machine(model, bundle, tmp_path):
+def test_the_engine_onnxruntime_runs_the_native_program_with_the_same_text_and_figures(model, bundle, tmp_path):
     out = tmp_path / "onnx"
     options = ("--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out, "--json")
     compiled = json.loads(run("compile", model, *options).stdout)
+    assert (compiled["engine"], compiled["kernels"], compiled["kv"]) == ("onnxruntime", "edgekit", "f16")
+    native = json.loads((bundle / "manifest.json").read_text())
+    same = ("kld_mean", "perplexity", "same_top")
+    assert [compiled["coherence"][key] for key in same] == pytest.approx([native["coherence"][key] for key in same])
+    assert (
+        compiled["predicted"]["bytes_per_token"] == native["predicted"]["bytes_per_token"]
+    )  # speeds are of the moment
+    names = {"model.onnx", "model.edge", "libedgekit_onnxruntime.so", "engine.json", "probe", "tokenizer.json"}
+    assert {file.name for file in out.iterdir()} == {"manifest.json", *names}
+    texts = [json.loads(greedy(folder, "local", "--json").stdout)["tokens"] for folder in (out, bundle)]
+    assert texts[0] == texts[1]
+    assert {row["test"] for row in json.loads(bench(out, "-o", "json"))} == {"pp8", "tg4"}
+    run("verify", out)
+
+
+def test_a_portable_bundle_for_onnxruntime_is_standard_onnx_that_runs_on_this_machine(model, bundle, tmp_path):
+    out = tmp_path / "onnx"
+    options = ("--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "--portable", "-o", out, "--json")
+    compiled = json.loads(run("compile", model, *options).stdout)
     assert compiled["self_test"]["relative_error"] <= compiled["self_test"]["tolerance"]
-    assert compiled["predicted"] == {}  # the plan is that of the native engine
+    assert compiled["predicted"] == {}  # the plan is that of edgekit's kernels
     names = {file.name for file in out.iterdir()}
     assert names >= {"manifest.json", "model.onnx", "probe", "tokenizer.json"} and "edgekit-run" not in names
     native = json.loads((bundle / "manifest.json").read_text())["coherence"]

@@ -46,6 +46,7 @@ def test_only_an_engine_that_the_host_runs_is_imported(name: str) -> None:
 
 def test_native_has_no_kernels_but_ours() -> None:
     assert kernels_of("native", portable=False) == "edgekit"
+    assert kernels_of("onnxruntime", portable=False) == "edgekit"
     assert kernels_of("onnxruntime", portable=True) == "runtime"
     assert kernels_of("executorch", portable=False) == "edgekit"
     with pytest.raises(UsageError, match="the engine native has no kernels but edgekit's"):

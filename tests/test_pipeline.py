@@ -68,12 +68,16 @@ def test_the_figures_of_a_bundle_are_those_of_the_cache_it_has(order, cache, tmp
     assert small.predicted["kv_bytes"] == small.measurement.memory["kv_bytes"] == 2 * 2 * 2 * 64 * (16 + 4)
 
 
-@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+@pytest.mark.parametrize(
+    "engine",
+    [{"engine": "native"}, {"engine": "onnxruntime"}, {"engine": "onnxruntime", "portable": True}],
+    ids=["native", "onnxruntime", "portable"],
+)
 @pytest.mark.parametrize("method", ["gptq", "rtn_bias"])
 def test_a_method_that_needs_inputs_gets_them_from_the_calibration_text(order, cache, tmp_path, method, engine):
     recipe = parse_recipe(f"q3g32,method={method}")
     stages = []
-    outcome = compiled(replace(order, recipe=recipe, engine=engine, calibration_text=TEXT * 3), cache, stages)
+    outcome = compiled(replace(order, recipe=recipe, calibration_text=TEXT * 3, **engine), cache, stages)
     seen = list(dict.fromkeys(stages))
     measured = seen.index("calibrate: run the float32 reference")
     assert seen[measured + 1] == f"quantize: q3g32,head=q4g32,method={method}"
@@ -85,7 +89,7 @@ def test_a_method_that_needs_inputs_gets_them_from_the_calibration_text(order, c
     assert is_made_from(checkpoint, bundle)
     assert not is_made_from(checkpoint, replace(bundle, calibrated_on=None))
     assert not is_made_from(checkpoint, replace(bundle, recipe="q3g32"))
-    plain = compiled(replace(order, recipe=parse_recipe("q3g32"), engine=engine, output=tmp_path / "plain"), cache)
+    plain = compiled(replace(order, recipe=parse_recipe("q3g32"), output=tmp_path / "plain", **engine), cache)
     assert open_bundle(tmp_path / "plain").calibrated_on is None
     assert plain.measurement.coherence["kld_mean"] != outcome.measurement.coherence["kld_mean"]
 
@@ -122,7 +126,7 @@ def test_a_method_and_a_calibration_that_do_not_go_together_are_refused(order, c
 def test_only_native_has_a_choice_of_how_keys_and_values_are_kept(order, cache, tmp_path):
     with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in its own way"):
         compiled(replace(order, engine="onnxruntime", kv="q8"), cache)
-    compiled(replace(order, engine="onnxruntime"), cache)
+    compiled(replace(order, engine="onnxruntime", portable=True), cache)
     assert open_bundle(order.output).kv == "f32"
 
 

@@ -1,7 +1,7 @@
 """The engines that execute a compiled model, one a file: what each writes, and how the host runs it.
 
 native       model.edge, run by the static edgekit-run on any device (edgekit/measure.py)
-onnxruntime  model.onnx, run by ONNX Runtime
+onnxruntime  model.onnx, run by ONNX Runtime; with edgekit's kernels it is one node whose data is a model.edge
 executorch   model.pte, run by ExecuTorch
 
 All but native run on this machine by `python -m edgekit.engines.host`, which takes the verbs and options of edgekit-run
@@ -28,7 +28,7 @@ ENGINES: Final = tuple(ARTIFACTS)
 # Whose matrix products an engine can run, best first: edgekit's, or those that its runtime brings.
 _KERNELS: Final[Mapping[str, tuple[str, ...]]] = {
     "native": ("edgekit",),
-    "onnxruntime": ("runtime",),
+    "onnxruntime": ("edgekit", "runtime"),
     "executorch": ("edgekit",),
 }
 

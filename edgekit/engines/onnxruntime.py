@@ -1,6 +1,7 @@
-"""Write a quantized graph for stock ONNX Runtime, and open what was written, which is distrusted until checked.
+"""Write a quantized graph for stock ONNX Runtime, and open what was written for it, which is distrusted until checked.
 
-A folder with model.onnx and model.onnx.data (the larger tensors), beside them what every engine writes (written.py).
+With edgekit's kernels inside (onnxruntime_node.py) a model is something else; here is what any ONNX Runtime runs: a
+folder with model.onnx and model.onnx.data (the larger tensors), beside them what every engine writes (written.py).
 """
 
 from collections.abc import Iterable
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
-import onnxruntime
 
+from edgekit.engines.onnxruntime_node import NodeSession, version
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged
 from edgekit.graph import RUNTIME_ERRORS, Session
@@ -22,11 +23,6 @@ MODEL: Final = "model.onnx"
 DATA: Final = "model.onnx.data"
 
 _PACKED_TYPES: Final = (ir.DataType.INT4, ir.DataType.INT8, ir.DataType.FLOAT16)
-
-
-def version() -> str:
-    """The runtime and its version."""
-    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def write_model(
@@ -63,13 +59,15 @@ def write_model(
     return written
 
 
-def open_model(written: Written, *, threads: int) -> Session:
+def open_model(written: Written, *, threads: int) -> Session | NodeSession:
     """A session that runs the model on `threads` threads.
 
     Raises:
         Damaged: it refers to anything but its own data, or ONNX Runtime does not take it.
-        TargetMissing: this version of ONNX Runtime does not take it.
+        TargetMissing: this version of ONNX Runtime does not take it, or there are no operators for this machine.
     """
+    if written.kernels == "edgekit":
+        return NodeSession(written, threads=threads)
     model = load_model(written.file)
     _cache_bytes(model, written.file)
     # Prepacking pays for weights that the kernels unpack as they read.

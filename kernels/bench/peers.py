@@ -43,7 +43,7 @@ _NOTES: Final = {
     ),
     "depth": "The share of the speed that is left. llama.cpp with the better of -fa 0 and 1 at each depth.",
     "busy": "The share of the speed that is left.",
-    "onnxruntime": f"{_PRODUCTS} The whole model runs the same codes with a context of 1024 in both.",
+    "onnxruntime": f"{_PRODUCTS} Whole models run the same codes, with a context of 1024.",
     "executorch": _PRODUCTS,
 }
 

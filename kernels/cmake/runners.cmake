@@ -1,4 +1,5 @@
-# Cross-compiles edgekit-run for every triple and installs it as edgekit/runners/<triple>/edgekit-run.
+# Cross-compiles edgekit-run and the operators for ONNX Runtime for every triple and installs both into
+# edgekit/runners/<triple>/.
 include(ExternalProject)
 
 foreach(triple IN LISTS EDGEKIT_TRIPLES)
@@ -18,7 +19,8 @@ foreach(triple IN LISTS EDGEKIT_TRIPLES)
     BUILD_ALWAYS ON
     USES_TERMINAL_BUILD ON
     INSTALL_COMMAND ""
-    COMMENT "Cross-compiling edgekit-run for ${triple} (the first time this builds a C library: about a minute)")
+    COMMENT "Cross-compiling edgekit-run for ${triple} (the first time this builds two C libraries: about two minutes)")
   install(PROGRAMS ${CMAKE_BINARY_DIR}/runner-${triple}/devices/runner/edgekit-run
+                   ${CMAKE_BINARY_DIR}/runner-${triple}/kernels/adapters/onnxruntime/libedgekit_onnxruntime.so
           DESTINATION edgekit/runners/${triple})
 endforeach()

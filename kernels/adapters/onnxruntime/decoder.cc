@@ -118,6 +118,14 @@ Status* Decoder::open(const KernelInfo* info, uint32_t threads) {
   if (program.rank != 1) {
     return refuse(ErrorCode::kInvalidGraph, "the program has %zu dimensions instead of 1", program.rank);
   }
+  int64_t context = 0;
+  if (Status* status = api_.KernelInfoGetAttribute_int64(info, "context", &context)) {
+    return status;
+  }
+  if (context < 1 || context > UINT32_MAX) {
+    return refuse(ErrorCode::kInvalidGraph, "the context of an edgekit::Decoder cannot be %lld tokens",
+                  static_cast<long long>(context));
+  }
   edgekit_error error{};
   edgekit_status status = edgekit_program_open(static_cast<const uint8_t*>(program.data),
                                                size_t(program.dimensions[0]), &program_, &error);
@@ -125,6 +133,7 @@ Status* Decoder::open(const KernelInfo* info, uint32_t threads) {
     return pass_on(status, error);
   }
   edgekit_session_options options{};
+  options.context = uint32_t(context);
   options.decode_threads = threads;
   options.prefill_threads = threads;
   options.spin_microseconds = UINT32_MAX;
@@ -133,10 +142,9 @@ Status* Decoder::open(const KernelInfo* info, uint32_t threads) {
   if (status != EDGEKIT_OK) {
     return pass_on(status, error);
   }
-  const uint32_t context = edgekit_session_context(session_);
-  tokens_.reset(new (std::nothrow) uint32_t[context]);
+  tokens_.reset(new (std::nothrow) uint32_t[options.context]);
   if (tokens_ == nullptr) {
-    return refuse(ErrorCode::kFail, "there is no memory for %u tokens", context);
+    return refuse(ErrorCode::kFail, "there is no memory for %u tokens", options.context);
   }
   return nullptr;
 }

@@ -6,7 +6,7 @@
 //   num_logits_to_keep  int64 [1]: of the last rows; 0 is all
 //   logits              float32 [1, rows, vocab]
 //
-// It holds one sequence, its keys and values. Calls at the same time follow one another.
+// The attribute context is the number of tokens it has room for. It holds one sequence, its keys and values. Calls at the same time follow one another.
 #pragma once
 
 #include <pthread.h>

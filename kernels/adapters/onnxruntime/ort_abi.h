@@ -23,10 +23,12 @@ struct Env;
 struct KernelContext;
 struct KernelInfo;
 struct MemoryInfo;
+struct Allocator;
 struct Session;
 struct SessionOptions;
 struct Shape;  // OrtTensorTypeAndShapeInfo
 struct Status;
+struct TypeInfo;
 struct Value;
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
@@ -78,6 +80,9 @@ class Api {
                                             const Value** value) const {
     return at<Status*(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index, is_constant, value);
   }
+  Status* KernelInfoGetAttribute_int64(const KernelInfo* info, const char* name, int64_t* value) const {
+    return at<Status*(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
+  }
   Status* KernelContext_GetInput(const KernelContext* context, size_t index, const Value** value) const {
     return at<Status*(const KernelContext*, size_t, const Value**)>(90)(context, index, value);
   }
@@ -105,6 +110,19 @@ class Api {
                       size_t, Value**)>(9)(session, nullptr, input_names, inputs, input_count, output_names,
                                            output_count, outputs);
   }
+  Status* SessionGetInputCount(const Session* session, size_t* count) const {
+    return at<Status*(const Session*, size_t*)>(30)(session, count);
+  }
+  Status* SessionGetInputTypeInfo(const Session* session, size_t index, TypeInfo** info) const {
+    return at<Status*(const Session*, size_t, TypeInfo**)>(33)(session, index, info);
+  }
+  Status* SessionGetInputName(const Session* session, size_t index, Allocator* allocator, char** name) const {
+    return at<Status*(const Session*, size_t, Allocator*, char**)>(36)(session, index, allocator, name);
+  }
+  Status* CastTypeInfoToTensorInfo(const TypeInfo* info, const Shape** shape) const {
+    return at<Status*(const TypeInfo*, const Shape**)>(55)(info, shape);
+  }
+  Status* GetAllocatorWithDefaultOptions(Allocator** allocator) const { return at<Status*(Allocator**)>(78)(allocator); }
   Status* CreateSessionOptions(SessionOptions** options) const { return at<Status*(SessionOptions**)>(10)(options); }
   Status* CreateTensorWithDataAsOrtValue(const MemoryInfo* memory, void* data, size_t bytes, const int64_t* dimensions,
                                          size_t count, ElementType type, Value** value) const {

@@ -43,16 +43,18 @@ def build(work: Path, triple: str, *targets: str) -> Path:
 
 
 class Programs:
-    """edgekit-run and gemm_bench of this source tree, built for this machine with the compiler that ships them."""
+    """What this source tree builds for this machine: edgekit-run, the operators for ONNX Runtime, and gemm_bench."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
         triple = f"{platform.machine()}-linux-musl"
-        folder = build(work, triple, "edgekit-run", "gemm_bench")
+        folder = build(work, triple, "edgekit-run", "edgekit_onnxruntime", "gemm_bench")
         self.gemm_bench = folder / "kernels" / "bench" / "gemm_bench"
         self.runner = work / "runners" / triple / "edgekit-run"
         self.runner.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / "devices" / "runner" / "edgekit-run", self.runner)
+        operators = folder / "kernels" / "adapters" / "onnxruntime" / "libedgekit_onnxruntime.so"
+        shutil.copy2(operators, self.runner.parent)
 
     def edgekit(self, *words: str) -> str:
         """What the command edgekit prints; its bundles get this runner."""

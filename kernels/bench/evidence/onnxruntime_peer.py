@@ -1,9 +1,10 @@
-"""Stock ONNX Runtime: single products by com.microsoft.MatMulNBits, and a whole portable bundle."""
+"""ONNX Runtime: single products by com.microsoft.MatMulNBits, and whole bundles, with edgekit's kernels and without."""
 
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper
 from evidence import products
 from evidence.native import Programs, Timed
 from evidence.progress import say
-from evidence.samples import Comparison, alternate
+from evidence.samples import Bar, Comparison, alternate
 from evidence.shapes import PRODUCTS, Product
 
 BITS: Final = (4, 2)
@@ -106,29 +107,40 @@ def compare(programs: Programs, threads: int, rounds: int) -> Iterator[Compariso
 
 
 def whole_model(programs: Programs, threads: int, rounds: int) -> list[Comparison]:
-    """The same codes run by edgekit's program and, as standard ONNX, by stock ONNX Runtime."""
+    """The same codes run by edgekit's kernels in ONNX Runtime, beside its own kernels and edgekit's own program."""
     shape, recipe = MODEL
-    say(f"{shape}: {recipe} on stock ONNX Runtime")
+    say(f"{shape}: {recipe} in ONNX Runtime")
     context = ["--context", str(_CONTEXT)]
     native = programs.bundle(shape, recipe, *context)
-    portable = programs.bundle(shape, recipe, *context, "--engine", "onnxruntime")
+    inside = programs.bundle(shape, recipe, *context, "--engine", "onnxruntime")
+    portable = programs.bundle(shape, recipe, *context, "--engine", "onnxruntime", "--portable")
 
     def rates(bundle: Path) -> dict[str, float]:
         words = ["-p", "256", "-n", "64", "-r", "1", "-t", str(threads), "-o", "json"]
         rows = json.loads(programs.edgekit("bench", str(bundle), *words))
         return {row["test"]: float(row["tokens_per_second"]) for row in rows}
 
-    pairs = list(alternate(lambda: rates(native), lambda: rates(portable), rounds))
-    return [
-        Comparison(
-            part="onnxruntime",
-            shape=shape,
-            test=test,
-            ours_name=f"{recipe}, native",
-            theirs_name=f"{recipe}, ONNX Runtime {onnxruntime.__version__}",
-            unit="tokens/s",
-            ours=tuple(a[test] for a, _ in pairs),
-            theirs=tuple(b[test] for _, b in pairs),
-        )
-        for test in ("pp256", "tg64")
-    ]
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    ours, stock, ours_inside = f"{recipe}, native", f"{recipe}, {runtime}", f"{recipe}, edgekit in {runtime}"
+    found = []
+    for (one, one_name), (other, other_name), bar in (
+        ((native, ours), (portable, stock), None),
+        ((inside, ours_inside), (portable, stock), Bar("ratio", 1.3)),
+        ((inside, ours_inside), (native, ours), Bar("ratio", 0.85)),
+    ):
+        pairs = list(alternate(partial(rates, one), partial(rates, other), rounds))
+        found += [
+            Comparison(
+                part="onnxruntime",
+                shape=shape,
+                test=test,
+                ours_name=one_name,
+                theirs_name=other_name,
+                unit="tokens/s",
+                ours=tuple(a[test] for a, _ in pairs),
+                theirs=tuple(b[test] for _, b in pairs),
+                bars=(bar,) if bar is not None and test.startswith("tg") else (),
+            )
+            for test in ("pp256", "tg64")
+        ]
+    return found
