@@ -15,8 +15,9 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
-from edgekit.engines import executorch, kernels_of, onnxruntime, onnxruntime_node
+from edgekit.engines import executorch, find_engine, kernels_of, litert, onnxruntime, onnxruntime_node
 from edgekit.engines.built import OPERATORS, find_built
+from edgekit.engines.litert_bundle import Words
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.written import read_written
 from edgekit.errors import Damaged, UsageError
@@ -42,6 +43,7 @@ from edgekit.selftest import Agreement, Trial, host_trial, native_trial, try_mod
 from edgekit.target import HOST, load_target
 from edgekit.tokenizer import pack_tokenizer
 from edgekit.units import Bytes
+from edgekit.xnnpack import Suited, suit_xnnpack
 
 _LARGE = 300_000_000  # parameters
 _CONTINUATIONS_IF_LARGE = 3
@@ -107,17 +109,21 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         check_fit(found, order.most_memory, cache.root, order.output, kernels)
         if order.engine == "native":
             check_native(found)
-        elif kernels == "edgekit":
+        else:
+            find_engine(order.engine).version()  # or its runtime is missing
+        if (order.engine, kernels) == ("onnxruntime", "edgekit"):
             check_operators(found)
         ids = probe_ids(found.checkpoint, order.probe_text)
         calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)
         quant = _quantize(found, calibration, cache, progress)
+        suited = _suited(order.engine, kernels, quant)
+        quant = suited.quant
         trial = _WRITERS[order.engine, kernels](draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
         bundle = draft.publish(_contents(found, quant, trial, measurement))
-    notes = _notes(calibration, ids)
+    notes = (*suited.notes, *_notes(calibration, ids))
     if kernels != "edgekit":
         return Outcome(bundle, {}, (), agreement, measurement, notes)
     return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement, notes)
@@ -238,12 +244,28 @@ def _write_executorch(draft: Draft, found: Forecast, quant: QuantGraph, probe: b
     )
 
 
+def _write_litert(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The model for LiteRT and LiteRT-LM, which is tried on this machine."""
+    checkpoint, tokenizer = found.checkpoint, tokenizer_file(found.checkpoint)
+    draft.add_tokenizer(tokenizer)
+    progress("write: convert for LiteRT", 0, 0)
+    words = Words(checkpoint.bos_id, checkpoint.eos_ids, checkpoint.chat_template)
+    return host_trial(litert.write_model(quant, draft.folder, probe=probe, words=words, tokenizer=tokenizer))
+
+
 _WRITERS = {
     ("native", "edgekit"): _write_native,
     ("onnxruntime", "edgekit"): _write_onnx_node,
     ("onnxruntime", "runtime"): _write_onnx,
     ("executorch", "edgekit"): _write_executorch,
+    ("litert", "runtime"): _write_litert,
 }
+_BY_XNNPACK = (("litert", "runtime"),)
+
+
+def _suited(engine: str, kernels: str, quant: QuantGraph) -> Suited:
+    """The graph in codes that the engine's kernels take: what is written, and what that is compared with."""
+    return suit_xnnpack(quant) if (engine, kernels) in _BY_XNNPACK else Suited(quant, ())
 
 
 def _contents(found: Forecast, quant: QuantGraph, trial: Trial, measurement: Measurement) -> Contents:

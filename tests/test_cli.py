@@ -523,6 +523,23 @@ def test_a_portable_bundle_for_onnxruntime_is_standard_onnx_that_runs_on_this_ma
     assert evaluated["kld_mean"] < 2
 
 
+def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(model, bundle, tmp_path):
+    out = tmp_path / "litert"
+    done = run("compile", model, "--target", "host", "--recipe", "q4g32", "--engine", "litert", "-o", out, "--json")
+    compiled = json.loads(done.stdout)
+    assert "of the 4-bit blocks are rounded again: XNNPACK has positive scales only" in done.stderr
+    assert (compiled["engine"], compiled["kernels"], compiled["kv"]) == ("litert", "runtime", "f32")
+    assert compiled["self_test"]["relative_error"] <= compiled["self_test"]["tolerance"]
+    names = {"manifest.json", "model.tflite", "model.litertlm", "engine.json", "probe", "tokenizer.json"}
+    assert {file.name for file in out.iterdir()} == names
+    native = json.loads((bundle / "manifest.json").read_text())["coherence"]
+    assert compiled["coherence"]["perplexity"] == pytest.approx(native["perplexity"], rel=0.05)
+    found = json.loads(greedy(out, "local", "--json").stdout)
+    assert len(found["tokens"]) == 12 or found["stop"] == "eos"
+    assert found["device"]["engine"].startswith("ai-edge-litert ")
+    run("verify", out)
+
+
 @pytest.mark.emulator
 def test_the_engine_onnxruntime_is_refused_on_other_devices(model, emulator, tmp_path):
     out = tmp_path / "onnx"

@@ -32,10 +32,10 @@ def written(tmp_path: Path) -> Written:
 
 
 def test_engines_are_known_by_name() -> None:
-    assert [check_engine(name) for name in ENGINES] == ["native", "onnxruntime", "executorch"]
+    assert [check_engine(name) for name in ENGINES] == ["native", "onnxruntime", "executorch", "litert"]
     with pytest.raises(Unsupported, match="unknown engine 'magic'") as refusal:
         check_engine("magic")
-    assert refusal.value.hint == "one of: native, onnxruntime, executorch"
+    assert refusal.value.hint == "one of: native, onnxruntime, executorch, litert"
 
 
 @pytest.mark.parametrize("name", ["native", "magic", "os", "../os"])

@@ -3,6 +3,7 @@
 native       model.edge, run by the static edgekit-run on any device (edgekit/measure.py)
 onnxruntime  model.onnx, run by ONNX Runtime; with edgekit's kernels it is one node whose data is a model.edge
 executorch   model.pte, run by ExecuTorch
+litert       model.tflite, run by LiteRT
 
 All but native run on this machine by `python -m edgekit.engines.host`, which takes the verbs and options of edgekit-run
 and answers with the same JSON. Each is a module with the functions of `Engine`.
@@ -23,13 +24,19 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 
 # The file that each engine runs.
-ARTIFACTS: Final[Mapping[str, str]] = {"native": "model.edge", "onnxruntime": "model.onnx", "executorch": "model.pte"}
+ARTIFACTS: Final[Mapping[str, str]] = {
+    "native": "model.edge",
+    "onnxruntime": "model.onnx",
+    "executorch": "model.pte",
+    "litert": "model.tflite",
+}
 ENGINES: Final = tuple(ARTIFACTS)
 # Whose matrix products an engine can run, best first: edgekit's, or those that its runtime brings.
 _KERNELS: Final[Mapping[str, tuple[str, ...]]] = {
     "native": ("edgekit",),
     "onnxruntime": ("edgekit", "runtime"),
     "executorch": ("edgekit",),
+    "litert": ("runtime",),
 }
 
 

@@ -1,0 +1,297 @@
+"""The LiteRT engine: what it writes computes what the graph does, and LiteRT-LM's reader finds it in its file."""
+
+import dataclasses
+import importlib.metadata
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from litert_lm_builder import litertlm_peek
+
+from edgekit.checkpoint import Checkpoint, open_checkpoint
+from edgekit.engines.host import main
+from edgekit.engines.litert import nodes_outside, open_model, write_model
+from edgekit.engines.litert_bundle import Words
+from edgekit.engines.written import Written, read_written
+from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError
+from edgekit.graph import Session, build_graph
+from edgekit.portable import portable_onnx
+from edgekit.quantize import QuantGraph, quantize
+from edgekit.scheme import parse_recipe
+from edgekit.selftest import relative_error, tolerance
+from edgekit.testing import make_checkpoint
+from edgekit.xnnpack import suit_xnnpack
+
+Float32 = npt.NDArray[np.float32]
+
+CONTEXT = 140
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"layers": 1},
+    "qwen2": {"layers": 1},
+    "qwen3": {"layers": 1, "head_dim": 24, "tied": False},
+    "mistral": {"layers": 1, "config": {"sliding_window": 5}},
+}
+MIXED = "q4g64,head=q4g32,*.o_proj=q2g64,*.down_proj=q8g32,*.v_proj=f16,*.q_proj=f32"
+IDS = np.random.default_rng(0).integers(1, 270, CONTEXT)
+
+
+def checkpoint_of(folder: Path, model: str) -> Checkpoint:
+    return open_checkpoint(make_checkpoint(folder, model_type=model, **MODELS[model]))
+
+
+def suited(checkpoint: Checkpoint, recipe: str, *, four_bits: bool = True) -> QuantGraph:
+    quant = quantize(build_graph(checkpoint, context=CONTEXT), checkpoint, parse_recipe(recipe))
+    return suit_xnnpack(quant, four_bits=four_bits).quant
+
+
+def expected(quant: QuantGraph, folder: Path) -> Float32:
+    """The logits of IDS on ONNX Runtime, in float32."""
+    portable_onnx(quant, folder / "reference.onnx")
+    with Session(folder / "reference.onnx", threads=1, prepack=True, exact=True) as session:
+        return session.logits(IDS)
+
+
+def in_pieces(session: Any) -> Float32:
+    """The logits of IDS: a whole prefill, a filled one, decodes, and an end that no filled prefill would fit."""
+    session.reset()
+    pieces = [session.prefill(IDS[:128].tolist()), session.prefill(IDS[128:137].tolist())]
+    return np.concatenate([*pieces, *(session.decode(int(token))[None] for token in IDS[137:])])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=2))
+
+
+@pytest.fixture(scope="module")
+def mixed(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Written, QuantGraph]:
+    """A model with every scheme that LiteRT has."""
+    folder, quant = tmp_path_factory.mktemp("mixed"), suited(checkpoint, MIXED)
+    assert checkpoint.tokenizer_file is not None
+    words = Words(0, (0, 7), "{{ messages[0].content }}")
+    written = write_model(quant, folder, probe=b"probe", words=words, tokenizer=checkpoint.tokenizer_file)
+    shutil.copy(checkpoint.tokenizer_file, folder)
+    return written, quant
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_architecture_gives_the_logits_of_the_graph(model: str, tmp_path: Path) -> None:
+    quant = suited(checkpoint_of(tmp_path / "checkpoint", model), "f32")
+    written = write_model(quant, tmp_path, probe=b"", words=Words(None, (), None))
+    session = open_model(written, threads=1)
+    found, wanted = in_pieces(session), expected(quant, tmp_path)
+    session.close()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
+
+
+def test_every_scheme_is_as_far_from_the_graph_as_rounding_activations(
+    mixed: tuple[Written, QuantGraph], tmp_path: Path
+) -> None:
+    written, quant = mixed
+    session = open_model(read_written(written.file), threads=1)
+    error = relative_error(expected(quant, tmp_path), in_pieces(session))
+    session.close()
+    assert error < tolerance(quant.schemes.values(), 2, compares_rounded=False)
+    assert error > 1e-3  # or nothing was rounded
+
+
+def test_a_session_forgets_and_goes_on(mixed: tuple[Written, QuantGraph]) -> None:
+    session = open_model(mixed[0], threads=2)
+    whole = session.prefill(IDS[:40].tolist())
+    session.reset(30)
+    np.testing.assert_array_equal(session.prefill(IDS[30:40].tolist())[-1].argmax(), whole[-1].argmax())
+    assert session.position == 40
+    with pytest.raises(UsageError, match="141 tokens do not fit the context"):
+        session.prefill([1] * 101)
+    with pytest.raises(UsageError, match="the token 320 is outside the vocabulary"):
+        session.prefill([320])
+    assert session.position == 40
+    session.close()
+
+
+def test_what_is_said_of_a_model(mixed: tuple[Written, QuantGraph]) -> None:
+    written = read_written(mixed[0].file)
+    assert written.engine_version == f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
+    assert (written.kernels, written.bos, written.eos, written.probe) == ("runtime", 0, (0, 7), b"probe")
+    # Keys and values of 2 layers, 2 heads of 16, float32.
+    assert written.kv_bytes == 2 * 2 * 2 * CONTEXT * 16 * 4
+    layer = {
+        "q_proj": 64 * 64 * 4,
+        "k_proj": 32 * 64 // 2 + 32 * 2,  # blocks of 64, scales in float16
+        "v_proj": 32 * 64 * 2,
+        "o_proj": 64 * 64 // 2 + 64 * 2,
+        "gate_proj, up_proj": 2 * (96 * 64 // 2 + 96 * 2),
+        "down_proj": 64 * 96 + 64 * 4,  # one float32 scale a row
+        "norms": 2 * 64 * 4,
+    }
+    head, norm = 320 * 64 // 2 + 320 * 2 * 2, 64 * 4
+    assert written.weights_bytes == 2 * sum(layer.values()) + head + norm
+    assert written.bytes_per_token == written.weights_bytes
+    assert written.weights_bytes < written.file.stat().st_size < written.weights_bytes + 160_000
+
+
+def test_the_same_codes_give_the_same_files(
+    mixed: tuple[Written, QuantGraph], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    words = Words(0, (0, 7), "{{ messages[0].content }}")
+    write_model(mixed[1], tmp_path, probe=b"probe", words=words, tokenizer=checkpoint.tokenizer_file)
+    for name in ("model.tflite", "model.litertlm", "engine.json", "probe"):
+        assert (tmp_path / name).read_bytes() == mixed[0].file.with_name(name).read_bytes(), name
+
+
+def test_litert_lm_finds_the_model_its_tokens_and_the_tokenizer(
+    mixed: tuple[Written, QuantGraph], tmp_path: Path
+) -> None:
+    said = io.StringIO()
+    litertlm_peek.peek_litertlm_file(str(mixed[0].file.with_name("model.litertlm")), str(tmp_path), said)
+    models = [file for file in tmp_path.iterdir() if file.suffix == ".tflite"]
+    assert [file.read_bytes() for file in models] == [mixed[0].file.read_bytes()]
+    assert "HF_Tokenizer_Zlib" in said.getvalue()
+    # The tokenizer begins no text with token 0, so LiteRT-LM must not either.
+    assert "start_token" not in said.getvalue()
+    for line in ("ids: 0", "ids: 7", f"max_num_tokens: {CONTEXT}", "generic_model", "{{ messages[0].content }}"):
+        assert line in said.getvalue()
+
+
+def test_the_host_answers_for_it(mixed: tuple[Written, QuantGraph], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(mixed[0].file), "--prompt", "and the", "-n", "3", "--temperature", "0"]) == 0
+    assert main(["bench", str(mixed[0].file), "-p", "4", "-n", "2", "-r", "1", "-t", "1"]) == 0
+    assert '"engine": "ai-edge-litert' in capsys.readouterr().out
+
+
+def test_few_operators_run_outside_xnnpack(mixed: tuple[Written, QuantGraph]) -> None:
+    outside = nodes_outside(mixed[0].file)
+    assert outside["EMBEDDING_LOOKUP"] == 1
+    assert outside["DYNAMIC_UPDATE_SLICE"] == 4  # keys and values of two layers
+    assert not outside.keys() & {"FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX", "MUL", "DEQUANTIZE"}
+
+
+def test_for_tflite_runtime_eight_bits_are_widened_before_use(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    quant = suited(checkpoint, "q4g32,*.v_proj=f16", four_bits=False)
+    assert checkpoint.tokenizer_file is not None
+    written = write_model(
+        quant,
+        tmp_path,
+        probe=b"",
+        words=Words(None, (0,), None),
+        tokenizer=checkpoint.tokenizer_file,
+        runtime="2.14",
+    )
+    assert not (tmp_path / "model.litertlm").exists()
+    assert operators(written.file)["DEQUANTIZE"] == 15  # a matrix each: 7 in 2 layers, the table
+    versions = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 1, "DEQUANTIZE": 5}  # what tflite-runtime 2.14 has at most
+    assert operator_versions(written.file).items() >= versions.items()
+    session = open_model(written, threads=1)
+    # Activations stay in float32 then.
+    assert relative_error(expected(quant, tmp_path), in_pieces(session)) < 2e-2
+    session.close()
+
+
+def schema_model(file: Path) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(file.read_bytes(), 0))
+
+
+def operator_names() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+
+
+def operators(file: Path) -> dict[str, int]:
+    """How often each operator is in the first graph."""
+    model, names = schema_model(file), operator_names()
+    made = [names[model.operatorCodes[node.opcodeIndex].builtinCode] for node in model.subgraphs[0].operators]
+    return {name: made.count(name) for name in made}
+
+
+def operator_versions(file: Path) -> dict[str, int]:
+    """The highest version of each operator that the first graph uses."""
+    model, names = schema_model(file), operator_names()
+    versions: dict[str, int] = {}
+    for node in model.subgraphs[0].operators:
+        code = model.operatorCodes[node.opcodeIndex]
+        name = names[code.builtinCode]
+        versions[name] = max(code.version, versions.get(name, 0))
+    return versions
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def replace_by_noise(file: Path) -> None:
+    file.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def lead_elsewhere(file: Path) -> None:
+    """Makes the first node read a tensor that is not there."""
+    import flatbuffers
+
+    model = schema_model(file)
+    model.subgraphs[0].operators[0].inputs = np.array([99_999, 0], np.int32)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    file.write_bytes(builder.Output())
+
+
+@pytest.mark.parametrize("damage", [truncate, replace_by_noise, lead_elsewhere])
+def test_a_damaged_file_is_refused_in_one_sentence(
+    damage: Callable[[Path], None], mixed: tuple[Written, QuantGraph], tmp_path: Path
+) -> None:
+    shutil.copytree(mixed[0].file.parent, tmp_path / "model")
+    written = read_written(tmp_path / "model" / "model.tflite")
+    damage(written.file)
+    with pytest.raises(Damaged, match=r"ai-edge-litert .* refuses"):
+        open_model(written, threads=1)
+
+
+def test_another_version_names_both(mixed: tuple[Written, QuantGraph], tmp_path: Path) -> None:
+    shutil.copytree(mixed[0].file.parent, tmp_path / "model")
+    written = dataclasses.replace(
+        mixed[0], file=tmp_path / "model" / "model.tflite", engine_version="ai-edge-litert 9.1"
+    )
+    replace_by_noise(written.file)
+    with pytest.raises(TargetMissing, match=r"was made with ai-edge-litert 9\.1 and ai-edge-litert 2.* refuses it"):
+        open_model(written, threads=1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("vocab", 321), ("kv_bytes", 1)])
+def test_a_model_that_is_not_the_one_described_is_refused(
+    key: str, value: int, mixed: tuple[Written, QuantGraph]
+) -> None:
+    with pytest.raises(Damaged, match="another size than is said beside it"):
+        open_model(dataclasses.replace(mixed[0], **{key: value}), threads=1)
+
+
+@pytest.mark.parametrize("package", ["ai-edge-litert", "litert-torch"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    package: str, mixed: tuple[Written, QuantGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(TargetMissing, match=f"{package} is not installed") as refusal:
+        write_model(mixed[1], tmp_path, probe=b"", words=Words(None, (), None))
+    assert refusal.value.hint == "pip install 'edgekit[litert]'"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_beyond_a_flatbuffer_is_refused_before_the_work(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    quant = suited(checkpoint, "q4g32")
+    decoder = dataclasses.replace(quant.graph.decoder, vocab=10_000_000)
+    large = dataclasses.replace(quant, graph=dataclasses.replace(quant.graph, decoder=decoder))
+    with pytest.raises(Unsupported, match="a model of 640 million weights is converted in float32"):
+        write_model(large, tmp_path, probe=b"", words=Words(None, (), None))
