@@ -26,6 +26,7 @@ from edgekit.quantize import QuantGraph
 __all__ = ["open_model", "version", "write_model"]
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 MODEL: Final = ARTIFACTS["executorch"]
 
@@ -129,7 +130,10 @@ class Session:
     """A loaded method with its cache, which takes up to `rows` tokens at once and gives the logits of every one."""
 
     def __init__(self, written: Written, program: Any, method: Any, rows: int) -> None:
+        import torch
+
         self._program, self._method, self._rows = program, method, rows
+        self._tensor, self._input_pos = torch.from_numpy, torch.zeros(1, dtype=torch.int64)
         self.vocab, self.context, self.position = written.vocab, written.context, 0
 
     def reset(self, position: int = 0) -> None:
@@ -144,13 +148,7 @@ class Session:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = np.asarray(ids, np.int64).reshape(-1)
-        outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
-        if outside.size:
-            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
-        if self.position + len(tokens) > self.context:
-            raise UsageError(
-                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
-            )
+        self._check(tokens)
         logits = np.empty((len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), self._rows):
             rows = tokens[start : start + self._rows]
@@ -159,19 +157,28 @@ class Session:
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
-        logits: Float32 = self.prefill([token])[0]
+        tokens = np.array([token])
+        self._check(tokens)
+        logits: Float32 = self._run(tokens)[0].copy()
         return logits
 
     def close(self) -> None:
         """Frees the cache and the threads."""
         self._method = self._program = None
 
-    def _run(self, tokens: npt.NDArray[np.int64]) -> Float32:
-        import torch
+    def _check(self, tokens: Int64) -> None:
+        if not 0 <= tokens.min(initial=0) <= tokens.max(initial=0) < self.vocab:
+            outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
+            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
+        if self.position + len(tokens) > self.context:
+            raise UsageError(
+                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
+            )
 
-        inputs = (torch.from_numpy(tokens)[None], torch.tensor([self.position]))
-        # The result lies in the method's own memory until the next call.
-        result = self._method.call(inputs, clone_outputs=False)
+    def _run(self, tokens: Int64) -> Float32:
+        """Logits in the method's own memory, where they stay until the next call."""
+        self._input_pos[0] = self.position
+        result = self._method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
         self.position += len(tokens)
         logits: Float32 = result[0].numpy()[0]
         return logits
