@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.cli import main
 from edgekit.disk import NO_SPACE, appearing, make_hidden, reserve, told_as, writing
 from edgekit.engines.native import Extras, write_program
-from edgekit.engines.onnxruntime import write_model
+from edgekit.engines.written import Written, describe
 from edgekit.graph import build_graph, save_graph
 from edgekit.passes import lower
 from edgekit.plan import make_plan
@@ -23,6 +24,7 @@ from edgekit.quantize import QuantGraph, quantize
 from edgekit.scheme import parse_recipe
 from edgekit.target import load_target
 from edgekit.testing import make_checkpoint
+from edgekit.units import Bytes
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,16 @@ def write_native(checkpoint: Checkpoint, folder: Path) -> None:
     write_program(plan, quant, Extras(b"", b"", None, (0,)), folder / "model.edge")
 
 
+DESCRIBED = Written(
+    file=Path("model"), engine="onnxruntime", engine_version="", kernels="runtime", made_from="", bos=None, eos=(),
+    vocab=1, context=1, kv_format="f32", kv_bytes=Bytes(0), weights_bytes=Bytes(0), bytes_per_token=Bytes(0),
+)  # fmt: skip
+
 WRITERS: dict[str, Callable[[Checkpoint, Path], object]] = {
     "model.embed_tokens.weight.codes.npy": quantized,
     "model.onnx.data": lambda checkpoint, folder: save_graph(build_graph(checkpoint, context=64), folder),
     "model.edge": write_native,
-    "probe": lambda checkpoint, folder: write_model(
-        quantized(checkpoint), folder, probe=bytes(9000), bos=None, eos=(0,)
-    ),
+    "probe": lambda checkpoint, folder: describe(replace(DESCRIBED, file=folder / "model"), probe=bytes(9000)),
 }
 
 

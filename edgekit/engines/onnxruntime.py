@@ -1,7 +1,8 @@
 """Write a quantized graph for stock ONNX Runtime, and open what was written for it, which is distrusted until checked.
 
 With edgekit's kernels inside (onnxruntime_node.py) a model is something else; here is what any ONNX Runtime runs: a
-folder with model.onnx and model.onnx.data (the larger tensors), beside them what every engine writes (written.py).
+folder with model.onnx and model.onnx.data (the larger tensors), beside them what every engine writes (written.py) and
+what onnxruntime-genai needs (genai.py).
 """
 
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from edgekit.engines.genai import add_genai
 from edgekit.engines.onnxruntime_node import NodeSession, version
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged
@@ -37,6 +39,7 @@ def write_model(
     """Writes the model to `folder`, one tensor in memory at a time. Equal codes give equal bytes."""
     file = folder / MODEL
     portable_onnx(quant, file, progress=progress)
+    add_genai(file, quant.graph.decoder, context=quant.graph.context, bos=bos, eos=eos)
     model = load_model(file)
     weights = _weights(model)
     read = [tensor for value, tensor in weights.items() if any(node.op_type != "Gather" for node, _ in value.uses())]
