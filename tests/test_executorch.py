@@ -20,7 +20,7 @@ from edgekit.bundle import find_runner, open_bundle, verify_bundle
 from edgekit.cache import user_cache
 from edgekit.checkpoint import open_checkpoint
 from edgekit.engines.executorch import open_model, version, write_model
-from edgekit.engines.executorch_delegate import last_refusal, load_runtime
+from edgekit.engines.executorch_delegate import load_runtime, take_refusal
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.written import Written, read_written
 from edgekit.errors import Damaged, DoesNotFit, TargetMissing, UsageError
@@ -239,9 +239,11 @@ def test_a_program_that_cannot_be_read_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 4096, 65536 + 64, -1])
 def test_a_truncated_file_is_refused(written: Written, tmp_path: Path, keep: int) -> None:
+    with pytest.raises(Damaged, match="threads are a number"):
+        open_model(written, threads=257)
     file = tmp_path / "model.pte"
     file.write_bytes(written.file.read_bytes()[:keep])
-    with pytest.raises(Damaged, match=f"{version()} refuses"):
+    with pytest.raises(Damaged, match=f"{version()} refuses .*: (?!threads)"):
         open_model(replace(written, file=file), threads=1)
 
 
@@ -262,10 +264,33 @@ def test_tokens_that_do_not_fit_are_refused_and_change_nothing(written: Written)
     np.testing.assert_array_equal(session.decode(TOKENS[39]), expected[39])
 
 
-def test_a_number_of_threads_that_is_none_is_refused(written: Written) -> None:
-    with pytest.raises(Damaged, match="threads are a number from 0 to 256"):
-        open_model(written, threads=257)
+def test_the_delegate_starts_as_many_threads_as_it_is_told(written: Written) -> None:
+    before = len(list(Path("/proc/self/task").iterdir()))
+    session = open_model(written, threads=3)
+    assert len(list(Path("/proc/self/task").iterdir())) == before + 2
+    session.close()
     assert "EDGEKIT_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("threads", ["257", "-1", "two", "2x", ""])
+def test_a_number_of_threads_that_is_none_is_refused(
+    written: Written, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    monkeypatch.setenv("EDGEKIT_THREADS", threads)
+    with pytest.raises(RuntimeError):
+        load_runtime()._load_program(str(written.file)).load_method("forward")
+    assert take_refusal() == "threads are a number from 0 to 256"
+
+
+def test_the_delegate_holds_the_planned_context_and_no_more(written: Written) -> None:
+    import torch
+
+    forward = load_runtime()._load_program(str(written.file)).load_method("forward")
+    forward.call((torch.tensor([TOKENS]), torch.tensor([0])))
+    forward.call((torch.tensor([TOKENS[:8]]), torch.tensor([40])))
+    with pytest.raises(RuntimeError):
+        forward.call((torch.tensor([[1]]), torch.tensor([48])))
+    assert take_refusal() == "1 tokens do not fit after 48 in a context of 48"
 
 
 def method_of(file: Path, tokens: Any, positions: Any, *, many: bool = False) -> Any:
@@ -318,7 +343,7 @@ def test_a_call_that_makes_no_sense_is_refused_with_the_reason(
     method = method_of(tmp_path / "model.pte", *given)
     with pytest.raises(RuntimeError, match="execute"):
         method.call(given)
-    assert re.fullmatch(reason, last_refusal())
+    assert re.fullmatch(reason, take_refusal())
 
 
 def test_a_position_for_each_token_is_the_same_as_the_first(written: Written, tmp_path: Path) -> None:
@@ -340,7 +365,7 @@ def test_a_loader_that_does_not_align_the_program_is_refused(written: Written) -
     odd = next(copy for copy in copies if (id(copy) + header + at) % 64)
     with pytest.raises(RuntimeError):
         runtime._load_program_from_buffer(odd).load_method("forward")
-    assert last_refusal().startswith("the program does not lie at a multiple of 64 bytes")
+    assert take_refusal().startswith("the program does not lie at a multiple of 64 bytes")
 
 
 def test_compile_measures_the_same_as_for_the_native_engine(tmp_path: Path) -> None:

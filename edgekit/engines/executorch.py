@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgekit.disk import UNFINISHED
 from edgekit.engines import ARTIFACTS
-from edgekit.engines.executorch_delegate import last_refusal, load_runtime, version
+from edgekit.engines.executorch_delegate import load_runtime, take_refusal, version
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged, UsageError
@@ -97,6 +97,7 @@ def open_model(written: Written, *, threads: int) -> "Session":
     """
     runtime = load_runtime()
     checked = runtime.Verification.InternalConsistency
+    take_refusal()  # of another model
     try:
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
@@ -106,7 +107,7 @@ def open_model(written: Written, *, threads: int) -> "Session":
         rows = meta.input_tensor_meta(0).sizes()[1]
         is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
     except (RuntimeError, IndexError) as error:
-        raise refused(written, version(), last_refusal() or error) from error
+        raise refused(written, version(), take_refusal() or error) from error
     if not is_ours or (vocab, context) != (written.vocab, written.context):
         raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
     return Session(written, program, method, rows)

@@ -92,17 +92,17 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def last_refusal() -> str:
-    """Why the delegate last refused a program or a call; empty if it did not, or was loaded by someone else."""
+def take_refusal() -> str:
+    """Why the delegate last refused a program or a call; empty if that was taken before, or someone else loaded it."""
     if not _delegate.cache_info().currsize:
         return ""
-    return printable(_delegate().edgekit_executorch_last_refusal().decode("utf-8", "replace"))
+    return printable(_delegate().edgekit_executorch_take_refusal().decode("utf-8", "replace"))
 
 
 @functools.cache
 def _delegate() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_delegate(user_cache())))
-    library.edgekit_executorch_last_refusal.restype = ctypes.c_char_p
+    library.edgekit_executorch_take_refusal.restype = ctypes.c_char_p
     return library
 
 

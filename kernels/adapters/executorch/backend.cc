@@ -10,6 +10,7 @@
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
 
 #include <cinttypes>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -38,10 +39,12 @@ constexpr size_t kAlign = 64;  // of a program in memory
 
 thread_local edgekit_error last_refusal;
 
-// Logs a sentence and keeps it for edgekit_executorch_last_refusal.
-template <typename... Values>
-Error refuse(Error error, const char* format, Values... values) {
-  snprintf(last_refusal.message, sizeof last_refusal.message, format, values...);
+// Logs a sentence and keeps it for edgekit_executorch_take_refusal.
+__attribute__((format(printf, 2, 3))) Error refuse(Error error, const char* format, ...) {
+  va_list values;
+  va_start(values, format);
+  vsnprintf(last_refusal.message, sizeof last_refusal.message, format, values);
+  va_end(values);
   ET_LOG(Error, "edgekit: %s", last_refusal.message);
   return error;
 }
@@ -269,7 +272,10 @@ EdgekitBackend backend;
 
 }  // namespace
 
-// Why the last call of this thread was refused.
-extern "C" __attribute__((visibility("default"))) const char* edgekit_executorch_last_refusal() {
-  return last_refusal.message;
+// Why the last refused call of this thread was refused; empty if it was asked for since, or there was none.
+extern "C" __attribute__((visibility("default"))) const char* edgekit_executorch_take_refusal() {
+  thread_local edgekit_error taken;
+  taken = last_refusal;
+  last_refusal.message[0] = '\0';
+  return taken.message;
 }
