@@ -17,6 +17,7 @@ from edgekit.cores import known_features
 from edgekit.disk import writing
 from edgekit.engines import executorch, find_engine, kernels_of, litert, onnxruntime, onnxruntime_node
 from edgekit.engines.built import OPERATORS, find_built
+from edgekit.engines.executorch_delegate import build_delegate
 from edgekit.engines.litert_bundle import Words
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.written import read_written
@@ -113,6 +114,8 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
             find_engine(order.engine).version()  # or its runtime is missing
         if (order.engine, kernels) == ("onnxruntime", "edgekit"):
             check_operators(found)
+        if (order.engine, kernels) == ("executorch", "edgekit"):
+            build_delegate(cache, lambda: progress("build: the delegate for ExecuTorch", 0, 0))
         ids = probe_ids(found.checkpoint, order.probe_text)
         calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)

@@ -390,6 +390,18 @@ def test_compile_measures_the_same_as_for_the_native_engine(tmp_path: Path) -> N
     assert set(bundle.files) == {"model.pte", "engine.json", "probe", "tokenizer.json"}
 
 
+def test_compile_says_that_there_is_no_compiler_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_checkpoint(tmp_path / "checkpoint", context=64, vocab=VOCAB)
+    order = Order(model, "host", parse_recipe("q3g32"), tmp_path / "out", engine="executorch")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    stages: list[str] = []
+    with pytest.raises(TargetMissing, match=r"no C\+\+ compiler"):
+        build(order, user_cache(), lambda stage, *done: stages.append(stage), lambda found: None)
+    assert not stages and not order.output.exists()
+
+
 def test_more_end_of_text_ids_than_a_program_holds_leave_nothing(tmp_path: Path) -> None:
     plan, quant = planned(tmp_path)
     (tmp_path / "model").mkdir()

@@ -50,10 +50,11 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_library_is_built_once(sdk: Path, calls: Path) -> None:
-    library = build_delegate(user_cache())
+    told: list[str] = []
+    library = build_delegate(user_cache(), lambda: told.append("builds"))
     assert library.read_bytes()[:4] == b"\x7fELF"
-    assert build_delegate(user_cache()) == library
-    assert calls.read_text() == "x\n"
+    assert build_delegate(user_cache(), lambda: told.append("builds")) == library
+    assert calls.read_text() == "x\n" and told == ["builds"]
 
 
 def test_another_source_is_another_library(sdk: Path, calls: Path) -> None:

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,8 +106,10 @@ def _delegate() -> ctypes.CDLL:
     return library
 
 
-def build_delegate(cache: Cache) -> Path:
+def build_delegate(cache: Cache, on_build: Callable[[], None] = lambda: None) -> Path:
     """The shared library, which stays in the cache: built again for another ExecuTorch, compiler or edgekit.
+
+    `on_build` is told before it is built, which takes some seconds.
 
     Raises:
         TargetMissing: there is no ExecuTorch, no C++ compiler that can build it, or no `sdk` for this machine.
@@ -126,6 +128,7 @@ def build_delegate(cache: Cache) -> Path:
     }
     found = cache.find(_STAGE, key)
     if found is None:
+        on_build()
         include = executorch / "include"
         folders = (include, include / "executorch" / "runtime" / "core" / "portable_type" / "c10")
         with cache.fill(_STAGE, key) as folder, writing(folder / LIBRARY):
