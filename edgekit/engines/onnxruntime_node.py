@@ -118,6 +118,8 @@ class NodeSession:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
+        if len(tokens) <= _ROWS_AT_ONCE:
+            return self._run(tokens)
         logits = np.empty((len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), _ROWS_AT_ONCE):
             rows = tokens[start : start + _ROWS_AT_ONCE]

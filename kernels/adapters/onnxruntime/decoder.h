@@ -43,8 +43,8 @@ class Decoder {
   const Api api_;
   edgekit_program* program_ = nullptr;
   edgekit_session* session_ = nullptr;
-  std::unique_ptr<uint32_t[]> tokens_;          // [context]
-  const KernelContext* context_ = nullptr;      // of the call at work
+  std::unique_ptr<uint32_t[]> tokens_;      // [context]
+  const KernelContext* context_ = nullptr;  // of the call at work
   pthread_mutex_t one_call_ = PTHREAD_MUTEX_INITIALIZER;
 };
 
