@@ -257,11 +257,14 @@ def test_a_damaged_tokenizer_is_refused_before_anything_takes_long(tmp_path, cac
     assert stages == []
 
 
-def test_a_missing_runner_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "missing"), [("native", "edgekit-run"), ("onnxruntime", "libedgekit_onnxruntime.so")]
+)
+def test_what_was_not_built_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path, engine, missing):
     monkeypatch.setenv("EDGEKIT_RUNNERS", str(tmp_path))
     stages = []
-    with pytest.raises(TargetMissing, match="there is no edgekit-run for"):
-        compiled(order, cache, stages)
+    with pytest.raises(TargetMissing, match=f"there is no {missing} for"):
+        compiled(replace(order, engine=engine), cache, stages)
     assert stages == []
 
 
