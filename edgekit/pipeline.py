@@ -7,6 +7,7 @@ goes on where it was.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from edgekit.bundle import Bundle, Contents, Draft, draft_bundle, find_runner
@@ -15,7 +16,15 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens, check_gate, make_probe
 from edgekit.cores import known_features
 from edgekit.disk import writing
-from edgekit.engines import executorch, find_engine, kernels_of, litert, onnxruntime, onnxruntime_node
+from edgekit.engines import (
+    executorch,
+    executorch_portable,
+    find_engine,
+    kernels_of,
+    litert,
+    onnxruntime,
+    onnxruntime_node,
+)
 from edgekit.engines.built import OPERATORS, find_built
 from edgekit.engines.executorch_delegate import build_delegate
 from edgekit.engines.litert_bundle import Words
@@ -65,6 +74,7 @@ class Order:
     output: Path
     engine: str = "native"
     portable: bool = False
+    litert_runtime: str = litert.RUNTIMES[0]
     context: int | None = None
     kv: str = DEFAULT_KV
     probe_text: str | None = None
@@ -120,9 +130,12 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         calibration = read_calibration(found.checkpoint, order.calibration_text, length=_window(found))
         probe = _probe(found, ids, cache, progress)
         quant = _quantize(found, calibration, cache, progress)
-        suited = _suited(order.engine, kernels, quant)
+        suited = _suited(order, kernels, quant)
         quant = suited.quant
-        trial = _WRITERS[order.engine, kernels](draft, found, quant, probe, progress)
+        write = _WRITERS[order.engine, kernels]
+        if order.engine == "litert":
+            write = partial(_write_litert, runtime=order.litert_runtime)
+        trial = write(draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
         bundle = draft.publish(_contents(found, quant, trial, measurement))
@@ -247,13 +260,31 @@ def _write_executorch(draft: Draft, found: Forecast, quant: QuantGraph, probe: b
     )
 
 
-def _write_litert(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+def _write_litert(
+    draft: Draft,
+    found: Forecast,
+    quant: QuantGraph,
+    probe: bytes,
+    progress: Progress,
+    runtime: str = litert.RUNTIMES[0],
+) -> Trial:
     """The model for LiteRT and LiteRT-LM, which is tried on this machine."""
     checkpoint, tokenizer = found.checkpoint, tokenizer_file(found.checkpoint)
     draft.add_tokenizer(tokenizer)
     progress("write: convert for LiteRT", 0, 0)
     words = Words(checkpoint.bos_id, checkpoint.eos_ids, checkpoint.chat_template)
-    return host_trial(litert.write_model(quant, draft.folder, probe=probe, words=words, tokenizer=tokenizer))
+    return host_trial(
+        litert.write_model(quant, draft.folder, probe=probe, words=words, tokenizer=tokenizer, runtime=runtime)
+    )
+
+
+def _write_portable_pte(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
+    """The model for ExecuTorch as it is, which is tried on this machine."""
+    checkpoint = found.checkpoint
+    draft.add_tokenizer(tokenizer_file(checkpoint))
+    progress("write: convert for ExecuTorch", 0, 0)
+    bos, eos = checkpoint.bos_id, checkpoint.eos_ids
+    return host_trial(executorch_portable.write_model(quant, draft.folder, probe=probe, bos=bos, eos=eos))
 
 
 _WRITERS = {
@@ -261,14 +292,17 @@ _WRITERS = {
     ("onnxruntime", "edgekit"): _write_onnx_node,
     ("onnxruntime", "runtime"): _write_onnx,
     ("executorch", "edgekit"): _write_executorch,
+    ("executorch", "runtime"): _write_portable_pte,
     ("litert", "runtime"): _write_litert,
 }
-_BY_XNNPACK = (("litert", "runtime"),)
+_BY_XNNPACK = (("executorch", "runtime"), ("litert", "runtime"))
 
 
-def _suited(engine: str, kernels: str, quant: QuantGraph) -> Suited:
+def _suited(order: Order, kernels: str, quant: QuantGraph) -> Suited:
     """The graph in codes that the engine's kernels take: what is written, and what that is compared with."""
-    return suit_xnnpack(quant) if (engine, kernels) in _BY_XNNPACK else Suited(quant, ())
+    if (order.engine, kernels) not in _BY_XNNPACK:
+        return Suited(quant, ())
+    return suit_xnnpack(quant, four_bits=order.litert_runtime == litert.RUNTIMES[0])
 
 
 def _contents(found: Forecast, quant: QuantGraph, trial: Trial, measurement: Measurement) -> Contents:

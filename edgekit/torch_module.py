@@ -63,7 +63,7 @@ class TorchDecoder(torch.nn.Module):
             if name in quant.tensors:
                 self._add_matrix(value, torch.from_numpy(quant.tensors[name].values()))
             elif name in quant.vectors:
-                self.vectors[_key(name)] = _frozen(torch.from_numpy(quant.vectors[name]))
+                self.vectors[module_key(name)] = _frozen(torch.from_numpy(quant.vectors[name]))
             else:
                 self._add_constant(value)
 
@@ -90,24 +90,24 @@ class TorchDecoder(torch.nn.Module):
             return _Matrix(self._matrices[name], is_table=is_table)
         if name in self._constants:
             return self._constants[name]
-        if f"constant_{_key(name)}" in self._buffers:
-            return self._buffers[f"constant_{_key(name)}"]
-        return self.vectors[_key(name)] if _key(name) in self.vectors else values[name]
+        if f"constant_{module_key(name)}" in self._buffers:
+            return self._buffers[f"constant_{module_key(name)}"]
+        return self.vectors[module_key(name)] if module_key(name) in self.vectors else values[name]
 
     def _add_matrix(self, value: ir.Value, values: Tensor) -> None:
         name = str(value.name)
         n, k = values.shape
         weight = _frozen(values)
-        self._matrices[name] = _key(name)
+        self._matrices[name] = module_key(name)
         uses = [node.op_type for node, _ in value.uses()]
         if "Gather" in uses:
             embedding = torch.nn.Embedding(n, k, device="meta")
             embedding.weight = weight
-            self.embeddings[_key(name)] = embedding
+            self.embeddings[module_key(name)] = embedding
         if set(uses) - {"Gather"}:
             linear = torch.nn.Linear(k, n, bias=False, device="meta")
             linear.weight = weight
-            self.linears[_key(name)] = linear
+            self.linears[module_key(name)] = linear
 
     def _add_constant(self, value: ir.Value) -> None:
         assert value.const_value is not None
@@ -116,7 +116,7 @@ class TorchDecoder(torch.nn.Module):
             self._constants[str(value.name)] = array.tolist()
         else:
             self.register_buffer(
-                f"constant_{_key(str(value.name))}", torch.from_numpy(np.array(array)), persistent=False
+                f"constant_{module_key(str(value.name))}", torch.from_numpy(np.array(array)), persistent=False
             )
 
 
@@ -171,7 +171,8 @@ def _following(position: Tensor, count: int) -> Tensor:
     return position + torch.arange(count)
 
 
-def _key(name: str) -> str:
+def module_key(name: str) -> str:
+    """What a tensor of the checkpoint is called in a module's dictionaries, whose keys have no dots."""
     return name.replace(".", "_")
 
 

@@ -87,6 +87,7 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate"], 2, "Missing option '--target'", "estimate --help"),
         (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
         (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "its own way", "leave --kv out"),
+        (["compile", "--target", "host", "--litert-runtime", "2.14"], 2, "--litert-runtime is for --engine litert", ""),
         (["compile", "--target", "host", "--method", "gptq"], 2, "the method gptq needs a", "--calibration FILE"),
         (
             ["compile", "--target", "host", "--method", "magic"],
@@ -538,6 +539,14 @@ def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(model, bundle,
     assert len(found["tokens"]) == 12 or found["stop"] == "eos"
     assert found["device"]["engine"].startswith("ai-edge-litert ")
     run("verify", out)
+
+
+def test_a_bundle_for_an_old_tflite_runtime_has_eight_bits_and_says_so(model, tmp_path):
+    out = tmp_path / "litert"
+    options = ("--recipe", "q4g32", "--engine", "litert", "--litert-runtime", "2.14", "-o", out)
+    done = run("compile", model, "--target", "host", *options)
+    assert "15 matrices are rounded again to 8 bits with one scale a row" in done.stderr
+    assert not (out / "model.litertlm").exists()
 
 
 @pytest.mark.emulator

@@ -48,7 +48,7 @@ def test_native_has_no_kernels_but_ours() -> None:
     assert kernels_of("native", portable=False) == "edgekit"
     assert kernels_of("onnxruntime", portable=False) == "edgekit"
     assert kernels_of("onnxruntime", portable=True) == "runtime"
-    assert kernels_of("executorch", portable=False) == "edgekit"
+    assert [kernels_of("executorch", portable=portable) for portable in (False, True)] == ["edgekit", "runtime"]
     with pytest.raises(UsageError, match="the engine native has no kernels but edgekit's"):
         kernels_of("native", portable=True)
 

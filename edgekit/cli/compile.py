@@ -10,6 +10,7 @@ from edgekit.cli import _options
 from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
 from edgekit.cli.estimate import explained_json, rate, show_choices
 from edgekit.engines import ENGINES, kernels_of
+from edgekit.engines.litert import RUNTIMES
 from edgekit.errors import UsageError
 from edgekit.forecast import Forecast
 from edgekit.methods import known_methods
@@ -37,6 +38,13 @@ from edgekit.units import Bytes, rounded
 )
 @click.option("--engine", type=click.Choice(ENGINES), default="native", show_default=True, help="What runs the model.")
 @click.option("--portable", is_flag=True, help="Leave edgekit's kernels out: the engine as it is runs the model.")
+@click.option(
+    "--litert-runtime",
+    type=click.Choice(RUNTIMES),
+    default=RUNTIMES[0],
+    show_default=True,
+    help="What the .tflite must run on: LiteRT 2, or tflite-runtime 2.14, which has no 4 bits: 8 are written.",
+)
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
 @_options.context
 @_options.planned_kv
@@ -55,6 +63,7 @@ def command(
     calibration: Path | None,
     engine: str,
     portable: bool,
+    litert_runtime: str,
     output: Path | None,
     context: int | None,
     kv: str,
@@ -73,6 +82,8 @@ def command(
     """
     if explained and kernels_of(engine, portable=portable) != "edgekit":
         raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
+    if litert_runtime != RUNTIMES[0] and engine != "litert":
+        raise UsageError("--litert-runtime is for --engine litert")
     source, chosen = model or embedded_model(), None if recipe is None else find_recipe(recipe)
     if method is not None:
         chosen = replace(chosen or parse_recipe(DEFAULT_RECIPE), method=method)
@@ -83,6 +94,7 @@ def command(
         output=output or Path(f"{_name(source)}-{target}"),
         engine=engine,
         portable=portable,
+        litert_runtime=litert_runtime,
         context=context,
         kv=kv,
         probe_text=None if probe_text is None else read_text(probe_text),

@@ -35,7 +35,7 @@ ENGINES: Final = tuple(ARTIFACTS)
 _KERNELS: Final[Mapping[str, tuple[str, ...]]] = {
     "native": ("edgekit",),
     "onnxruntime": ("edgekit", "runtime"),
-    "executorch": ("edgekit",),
+    "executorch": ("edgekit", "runtime"),
     "litert": ("runtime",),
 }
 

@@ -7,16 +7,17 @@ file with its own ExecuTorch once EdgekitBackend is registered in it (executorch
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.archs import Decoder
 from edgekit.disk import UNFINISHED
 from edgekit.engines import ARTIFACTS
-from edgekit.engines.executorch_delegate import load_runtime, take_refusal, version
+from edgekit.engines.executorch_delegate import import_runtime, load_runtime, take_refusal, version
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged, UsageError
@@ -55,18 +56,7 @@ def write_model(
         program = Path(unfinished) / ARTIFACTS["native"]
         write_program(plan, quant, Extras(b"", b"", bos, eos), program, progress=progress)
         payload = program.read_bytes()
-    constants: Mapping[str, Any] = {
-        "get_vocab_size": decoder.vocab,
-        "get_max_seq_len": plan.context,
-        "get_max_context_len": plan.context,
-        "get_n_layers": decoder.layers,
-        "get_eos_ids": list(eos),
-        "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": False,
-        "enable_dynamic_shape": True,
-    }
-    if bos is not None:
-        constants = {**constants, "get_bos_id": bos}
+    constants = runner_constants(decoder, plan.context, bos=bos, eos=eos)
     file = folder / MODEL
     write_pte(payload, file, vocab=decoder.vocab, context=plan.context, rows=plan.max_rows, constants=constants)
     written = Written(
@@ -88,6 +78,23 @@ def write_model(
     return written
 
 
+def runner_constants(
+    decoder: Decoder, context: int, *, bos: int | None, eos: tuple[int, ...]
+) -> dict[str, int | bool | list[int]]:
+    """What ExecuTorch's LLM runner asks a model for."""
+    constants: dict[str, int | bool | list[int]] = {
+        "get_vocab_size": decoder.vocab,
+        "get_max_seq_len": context,
+        "get_max_context_len": context,
+        "get_n_layers": decoder.layers,
+        "get_eos_ids": list(eos),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+    }
+    return constants if bos is None else {**constants, "get_bos_id": bos}
+
+
 def open_model(written: Written, *, threads: int) -> "Session":
     """A session that runs the model on `threads` threads.
 
@@ -95,14 +102,17 @@ def open_model(written: Written, *, threads: int) -> "Session":
         Damaged: not what the engine wrote.
         TargetMissing: the ExecuTorch that is installed does not take it, or none is.
     """
-    runtime = load_runtime()
+    is_portable = written.kernels == "runtime"
+    runtime = import_runtime() if is_portable else load_runtime()
+    if is_portable:
+        runtime._unsafe_reset_threadpool(threads)
     checked = runtime.Verification.InternalConsistency
     take_refusal()  # of another model
     try:
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
         with _threads(threads):
-            method = program.load_method("all_logits")
+            method = program.load_method("forward" if is_portable else "all_logits")
         meta = method.method_meta()
         rows = meta.input_tensor_meta(0).sizes()[1]
         is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
