@@ -541,6 +541,19 @@ def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(model, bundle,
     run("verify", out)
 
 
+def test_a_portable_bundle_for_executorch_runs_without_our_kernels(model, tmp_path):
+    out = tmp_path / "executorch"
+    options = ("--recipe", "q3g32", "--engine", "executorch", "--portable", "-o", out, "--json")
+    compiled = json.loads(run("compile", model, "--target", "host", *options).stdout)
+    assert (compiled["engine"], compiled["kernels"], compiled["kv"]) == ("executorch", "runtime", "f32")
+    assert compiled["self_test"]["relative_error"] <= compiled["self_test"]["tolerance"]
+    assert {file.name for file in out.iterdir()} == {
+        "manifest.json", "model.pte", "engine.json", "probe", "tokenizer.json",
+    }  # fmt: skip
+    found = json.loads(greedy(out, "local", "--json").stdout)
+    assert len(found["tokens"]) == 12 or found["stop"] == "eos"
+
+
 def test_a_bundle_for_an_old_tflite_runtime_has_eight_bits_and_says_so(model, tmp_path):
     out = tmp_path / "litert"
     options = ("--recipe", "q4g32", "--engine", "litert", "--litert-runtime", "2.14", "-o", out)

@@ -56,7 +56,8 @@ def write_pte(
                 partitioner={FORWARD: [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]},
                 constant_methods=dict(constants),
             )
-            made = lowered.to_executorch(ExecutorchBackendConfig())
+            # Keys and values are written where they lie; else every token would copy the cache.
+            made = lowered.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True))
             with appearing(file) as stream:
                 made.write_to_file(stream)
     finally:
