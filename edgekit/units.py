@@ -17,6 +17,9 @@ class Seconds(float):
     """A duration in seconds. Written with the prefix that leaves one to three digits: `12.3 ms`."""
 
     def __str__(self) -> str:
+        if abs(self) >= 2 * 3600:
+            hours, rest = divmod(float(self), 3600)
+            return f"{int(hours)} h {int(rest // 60)} min"
         if abs(self) >= 60:
             minutes, rest = divmod(float(self), 60)
             return f"{int(minutes)} min {rest:.0f} s"
@@ -24,6 +27,14 @@ class Seconds(float):
             if abs(self) * factor >= 1:
                 return f"{float(self) * factor:.3g} {unit}"
         return f"{float(self) * 1e9:.3g} ns"
+
+
+def counted(count: int) -> str:
+    """`count` in three digits from a million on, whole below: `65,824`, `5.48 million`, `1.1 billion`."""
+    for factor, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= factor:
+            return f"{rounded(count / factor, 3)} {name}"
+    return f"{count:,}"
 
 
 def rounded(value: float, digits: int = 4) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from edgekit.units import Bytes, Seconds, rounded
+from edgekit.units import Bytes, Seconds, counted, rounded
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ def test_bytes_are_written_with_binary_prefixes(count: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(125, "2 min 5 s"), (1.5, "1.5 s"), (0.0123, "12.3 ms"), (4.5e-5, "45 us"), (2e-9, "2 ns")],
+    [(7200, "2 h 0 min"), (125, "2 min 5 s"), (1.5, "1.5 s"), (0.0123, "12.3 ms"), (4.5e-5, "45 us"), (2e-9, "2 ns")],
 )
 def test_seconds_are_written_with_the_prefix_that_fits(seconds: float, text: str) -> None:
     assert str(Seconds(seconds)) == text
@@ -24,3 +24,11 @@ def test_seconds_are_written_with_the_prefix_that_fits(seconds: float, text: str
 )
 def test_rounded_numbers_have_no_exponent(value: float, text: str) -> None:
     assert rounded(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (65824, "65,824"), (999_999, "999,999"), (5_475_584, "5.48 million"), (1_100_048_384, "1.1 billion")],
+)
+def test_large_counts_are_written_in_words(count: int, text: str) -> None:
+    assert counted(count) == text

@@ -18,7 +18,7 @@ from edgekit.pipeline import Order, Outcome, build
 from edgekit.reference import embedded_model
 from edgekit.scheme import DEFAULT_RECIPE, find_recipe, parse_recipe
 from edgekit.target import HOST, load_target
-from edgekit.units import Bytes, rounded
+from edgekit.units import Bytes, counted, rounded
 
 
 @click.command
@@ -131,7 +131,7 @@ def _name(source: Path) -> str:
 
 def _announce(found: Forecast) -> None:
     say(
-        f"compiling {found.checkpoint.path.name} ({found.checkpoint.parameters / 1e6:.1f} million parameters) for"
+        f"compiling {found.checkpoint.path.name} ({counted(found.checkpoint.parameters)} parameters) for"
         f" {found.target.name} takes about {found.compile_bytes} of memory and {found.disk_bytes} of disk"
     )
     for note in (*found.quant.notes, *found.predicted.notes):

@@ -11,7 +11,7 @@ from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, does_not_fit, forecast
 from edgekit.reference import embedded_model
 from edgekit.scheme import find_recipe
-from edgekit.units import Bytes, Seconds, rounded
+from edgekit.units import Bytes, Seconds, counted, rounded
 
 
 @click.command
@@ -76,7 +76,7 @@ def _as_json(found: Forecast) -> dict[str, object]:
 def _pairs(found: Forecast) -> list[tuple[str, object]]:
     plan = found.plan
     return [
-        ("model", f"{found.checkpoint.path.name}, {found.checkpoint.parameters / 1e6:.1f} million parameters"),
+        ("model", f"{found.checkpoint.path.name}, {counted(found.checkpoint.parameters)} parameters"),
         ("target", f"{plan.target}, {found.target.title}"),
         ("recipe", found.quant.recipe),
         ("weights", plan.weights_bytes),

@@ -12,7 +12,7 @@ from edgekit.cache import user_cache
 from edgekit.cli import _options
 from edgekit.cli._console import Stages, say, show, show_json, show_pairs, show_table
 from edgekit.errors import TargetMissing, UsageError
-from edgekit.units import Seconds, rounded
+from edgekit.units import Seconds, counted, rounded
 
 if TYPE_CHECKING:
     from edgekit.train.run import Record
@@ -109,8 +109,8 @@ def _show_sweep(record: "Record") -> None:
 
 def _pairs(folder: Path, record: "Record") -> list[tuple[str, object]]:
     return [
-        ("model", f"{folder}, {record['parameters'] / 1e6:.3g} million parameters"),
-        ("trained on", f"{record['tokens'] / 1e6:.4g} million tokens in {Seconds(record['seconds'])}"),
+        ("model", f"{folder}, {counted(record['parameters'])} parameters"),
+        ("trained on", f"{counted(record['tokens'])} tokens in {Seconds(record['seconds'])}"),
         ("held-out loss", f"{rounded(record['held_out_loss'])} nats a token"),
         ("perplexity", rounded(record["held_out_perplexity"])),
     ]

@@ -21,7 +21,7 @@ from edgekit.scheme import parse_recipe
 from edgekit.target import HOST, load_target
 from edgekit.train.recipe import TrainingRecipe, check_layers
 from edgekit.train.text import END_OF_TEXT, Sequences, kept_tokenizer, tokenize
-from edgekit.units import Bytes
+from edgekit.units import Bytes, counted, rounded
 
 Progress = Callable[[str, int, int], None]  # stage, parts done, parts in all (0: not known)
 
@@ -81,10 +81,12 @@ class Start:
 
     def as_sentence(self) -> str:
         """What will be made, before anything is."""
-        passes = self.tokens(self.steps) / (len(self.trained_on) * self.recipe.text.context)
+        tokens = self.tokens(self.steps)
+        passes = tokens / (len(self.trained_on) * self.recipe.text.context)
         return (
-            f"training {self.parameters / 1e6:.3g} million parameters on {self.tokens(self.steps) / 1e6:.4g} million"
-            f" tokens ({passes:.3g} times the text) in {self.steps} steps takes about {self.memory} of memory"
+            f"training {counted(self.parameters)} parameters on {counted(tokens)} tokens"
+            f" ({rounded(tokens / self.parameters, 3)} a parameter, {rounded(passes, 3)} times the text)"
+            f" in {self.steps} steps takes about {self.memory} of memory"
             + (f" in each of {self.processes} processes" if self.processes > 1 else "")
         )
 
@@ -165,7 +167,7 @@ def _check(start: Start) -> None:
     weights, there = Bytes(16 * start.parameters), load_target(HOST).memory
     if not torch.cuda.is_available() and weights > there:
         raise DoesNotFit(
-            f"weights, gradients and moments of {start.parameters / 1e6:.4g} million parameters take {weights}, and"
+            f"weights, gradients and moments of {counted(start.parameters)} parameters take {weights}, and"
             f" there are {there} of memory",
             hint="train a smaller model, or on a larger machine",
         )

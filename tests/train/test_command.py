@@ -48,7 +48,7 @@ def test_training_prints_figures_on_stdout_and_how_it_goes_on_stderr(recipe_file
         "perplexity",
     ]
     assert done.stdout.splitlines()[-1].startswith("q4g32,head=q4g32  ")
-    assert "million parameters on 0.000384 million tokens" in done.stderr
+    assert "parameters on 384 tokens (" in done.stderr
     assert "step 3 of 6: loss " in done.stderr and "step 6 of 6: held-out loss " in done.stderr
     written = json.loads((recipe_file.parent / "toy" / "training.json").read_text())
     assert json.loads(run("toy.toml", "--work", "work", "--json").stdout) == written
@@ -87,7 +87,7 @@ def test_the_tokens_in_the_cache_stay_while_a_training_uses_them(recipe_file, tm
         (("context = 16", "context = 200"), 2, "text.held_out has "),
         (('["held-out.txt"]', '["train.txt"]'), 2, "train.txt is in text.train and in text.held_out"),
         (("intermediate = 48", "intermediate = 1000000000"), 3, "intermediate_size in config.json is 1000000000"),
-        (HUGE, 9, "weights, gradients and moments of 4.467e+05 million parameters take "),
+        (HUGE, 9, "weights, gradients and moments of 447 billion parameters take "),
     ],
 )
 def test_a_mistake_ends_in_a_sentence_and_its_code(recipe_file, change, code, sentence):
