@@ -281,8 +281,9 @@ def _by_layer(records: Iterable[Record], figure: str) -> list[Spread]:
 def table(found: Record) -> str:
     """Markdown: a row for each arm, method and recipe. Figures are medians over the seeds (least to most)."""
     seeds = len(found["recipe"]["seeds"])
+    spread_over = f"{seeds} seeds; median (least to most)" if seeds > 1 else "One seed"
     lines = [
-        f"{seeds} seeds; median (least to most). KLD in nats a token; ratio: to {found['first']}'s, seed by seed.",
+        f"{spread_over}. KLD in nats a token; ratio: to {found['first']}'s, seed by seed.",
         "",
         "| arm | held-out loss | recipe | KLD | ratio | same top | perplexity | rep4 | verdicts |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -306,6 +307,8 @@ def table(found: Record) -> str:
 
 
 def _cell(value: Spread) -> str:
+    if value["least"] == value["most"]:
+        return _number(value["median"])
     return f"{_number(value['median'])} ({_number(value['least'])} to {_number(value['most'])})"
 
 
