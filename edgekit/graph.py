@@ -42,6 +42,7 @@ Int64 = npt.NDArray[np.int64]
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 _FILE: Final = "model.onnx"
+_RAN: Final = "_kernel_time"  # what ONNX Runtime puts behind the name of a node that it profiled
 # ONNX Runtime's exceptions have no base of their own.
 RUNTIME_ERRORS: Final = (
     states.Fail,
@@ -141,13 +142,23 @@ class Session:
     takes some hundred megabytes, and under memory pressure they are read again instead of swapped.
     """
 
-    def __init__(self, model: Graph | Path, *, threads: int = 2, prepack: bool = False, exact: bool = False) -> None:
+    def __init__(
+        self,
+        model: Graph | Path,
+        *,
+        threads: int = 2,
+        prepack: bool = False,
+        exact: bool = False,
+        profile: Path | None = None,
+    ) -> None:
         """`exact` keeps activations in float32 also where MatMulNBits would round them to int8 to be fast.
 
         `prepack` folds constants and copies the weights into the layout of ONNX Runtime's kernels.
 
         Of no use in float32 (1.1 B: 4.1 GB instead of 0.2 GB of anonymous memory, 13 s to load, equally fast), while
         a quantized graph (portable.py) becomes MatMulNBits, and that has its fast kernels, only with it.
+
+        `profile` is how the name of a new file begins, in which `executed` finds what ran.
         """
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:
@@ -156,7 +167,7 @@ class Session:
                 file = save_graph(model, Path(self._folder.name))
             else:
                 file = model
-            self._session = open_session(file, threads=threads, prepack=prepack, exact=exact)
+            self._session = open_session(file, threads=threads, prepack=prepack, exact=exact, profile=profile)
         except BaseException:
             self.close()
             raise
@@ -197,6 +208,12 @@ class Session:
         """Logits [s, vocab] of a text on its own: what was in the cache is forgotten."""
         self.reset()
         return self.prefill(ids, chunk=chunk)
+
+    def executed(self) -> list[tuple[str, str]]:
+        """Name and operator of every node that ran, after ONNX Runtime's optimisation; to be asked once."""
+        events = json.loads(Path(self._session.end_profiling()).read_bytes())
+        nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith(_RAN)]
+        return [(event["name"].removesuffix(_RAN), event["args"]["op_name"]) for event in nodes]
 
     def close(self) -> None:
         """Removes the temporary folder, if there is one."""
@@ -244,7 +261,13 @@ def check_tokens(ids: Tokens, *, vocab: int, position: int, context: int) -> Int
 
 
 def open_session(
-    model: Path | bytes, *, threads: int, prepack: bool = False, exact: bool = False, data: Path | None = None
+    model: Path | bytes,
+    *,
+    threads: int,
+    prepack: bool = False,
+    exact: bool = False,
+    data: Path | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """`model`, a file or one's bytes with its larger tensors in the folder `data`, on the CPU; see Session.
 
@@ -252,6 +275,8 @@ def open_session(
         Damaged: ONNX Runtime cannot load it.
     """
     options = session_options(threads, prepack=prepack, exact=exact)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if data is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
     try:

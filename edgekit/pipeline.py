@@ -5,7 +5,7 @@ goes on where it was.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from edgekit.coherence import CONTINUATIONS, PROBE_TOKENS, PROBE_WINDOW, Tokens,
 from edgekit.cores import known_features
 from edgekit.disk import writing
 from edgekit.engines import (
+    Outside,
     executorch,
     executorch_portable,
     find_engine,
@@ -89,7 +90,7 @@ class Outcome:
     """A bundle, how well it agrees with the quantized graph, and how coherent it is.
 
     `predicted` has figures by name and `explained` every product; both are empty where the kernels are not edgekit's.
-    `notes` are doubts about the figures, for the person.
+    `outside` is what the engine runs outside its fast kernels. `notes` are doubts about the figures, for the person.
     """
 
     bundle: Bundle
@@ -97,6 +98,7 @@ class Outcome:
     explained: tuple[Explained, ...]
     agreement: Agreement
     measurement: Measurement
+    outside: tuple[Outside, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -138,11 +140,19 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         trial = write(draft, found, quant, probe, progress)
         agreement, measurement = try_model(trial, quant, ids, cache=cache, progress=progress)
         check_gate(measurement.coherence, order.gate)
+        is_native = order.engine == "native"
+        outside = () if is_native else find_engine(order.engine).nodes_outside(read_written(trial.model))
         bundle = draft.publish(_contents(found, quant, trial, measurement))
-    notes = (*suited.notes, *_notes(calibration, ids))
-    if kernels != "edgekit":
-        return Outcome(bundle, {}, (), agreement, measurement, notes)
-    return Outcome(bundle, _predicted(found.predicted), explain(found.predicted), agreement, measurement, notes)
+    is_ours = kernels == "edgekit"
+    return Outcome(
+        bundle,
+        _predicted(found.predicted) if is_ours else {},
+        explain(found.predicted) if is_ours else (),
+        agreement,
+        measurement,
+        outside,
+        notes=(*suited.notes, *_slow(outside), *_notes(calibration, ids)),
+    )
 
 
 def is_made_from(checkpoint: Checkpoint, bundle: Bundle) -> bool:
@@ -361,6 +371,14 @@ def check_calibration(recipe: Recipe, *, is_given: bool) -> None:
         raise UsageError(
             f"the method {recipe.method} reads no calibration text", hint=f"--calibration is for {' and '.join(able)}"
         )
+
+
+def _slow(outside: Sequence[Outside]) -> tuple[str, ...]:
+    count = sum(len(row.matrices) for row in outside)
+    if not count:
+        return ()
+    which = "a matrix in codes is" if count == 1 else f"{count} matrices in codes are"
+    return (f"{which} multiplied outside the engine's fast low-bit kernels: --explain says which",)
 
 
 def _notes(calibration: Calibration | None, probe: Tokens) -> tuple[str, ...]:

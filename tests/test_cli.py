@@ -20,6 +20,7 @@ from click.testing import CliRunner
 import edgekit
 from edgekit.cli import main
 from edgekit.cli._console import Stages, parse_bytes, parse_counts, show_json, show_pairs, show_table
+from edgekit.cli.compile import _of_all_layers
 from edgekit.cli.run import _summary
 from edgekit.device import open_device
 from edgekit.errors import TargetMissing, UsageError
@@ -252,9 +253,30 @@ def test_compile_explains_its_kernels_as_estimate_does(model, tmp_path):
     assert "explain" not in json.loads(run("estimate", *options[:-1], "--json").stdout)
 
 
-def test_the_kernels_of_another_engine_are_not_explained(model):
-    done = run("compile", model, "--target", "host", "--engine", "onnxruntime", "--portable", "--explain", code=2)
-    assert "--explain has nothing to say about onnxruntime" in done.stderr
+def test_of_an_engine_with_kernels_of_its_own_what_is_outside_the_fast_ones_is_explained(model, tmp_path):
+    options = ("--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "--portable", "--explain")
+    done = run("compile", model, *options, "-o", tmp_path / "a")
+    table = done.stdout.partition("Outside the fast kernels of onnxruntime a token takes:")[2].split("\n")
+    assert table[2].split() == ["operator", "nodes", "matrices", "in", "codes"]
+    assert ["RMSNormalization", "5"] in [line.split() for line in table]  # two a layer, and one before the head
+    assert "low-bit kernels" not in done.stderr
+    found = json.loads(run("compile", model, *options, "-o", tmp_path / "b", "--json").stdout)
+    assert found["explain"] == []
+    assert {"operator": "RMSNormalization", "count": 5, "matrices": []} in found["outside"]
+
+
+def test_of_our_kernels_in_another_engine_every_product_is_explained(model, tmp_path):
+    options = ("--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "--explain", "--json")
+    found = json.loads(run("compile", model, *options, "-o", tmp_path / "out").stdout)
+    assert {each["operator"] for each in found["explain"]} == {"NormLinear", "LinearAdd", "NormGatedLinear", "Head"}
+    assert found["outside"] == []
+
+
+def test_many_matrices_are_shown_in_a_line():
+    layers = [f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in (0, 1, 10) for name in ("up", "down")]
+    assert _of_all_layers([*layers, "lm_head.weight"]) == [
+        "3 x model.layers.*.mlp.up_proj", "3 x model.layers.*.mlp.down_proj", "lm_head",
+    ]  # fmt: skip
 
 
 def test_a_compile_that_fails_its_gate_leaves_nothing(model, tmp_path):
@@ -556,9 +578,14 @@ def test_a_portable_bundle_for_executorch_runs_without_our_kernels(model, tmp_pa
 
 def test_a_bundle_for_an_old_tflite_runtime_has_eight_bits_and_says_so(model, tmp_path):
     out = tmp_path / "litert"
-    options = ("--recipe", "q4g32", "--engine", "litert", "--litert-runtime", "2.14", "-o", out)
+    options = ("--recipe", "q4g32", "--engine", "litert", "--litert-runtime", "2.14", "-o", out, "--explain", "--json")
     done = run("compile", model, "--target", "host", *options)
     assert "15 matrices are rounded again to 8 bits with one scale a row" in done.stderr
+    slow = "15 matrices in codes are multiplied outside the engine's fast low-bit kernels: --explain says which"
+    assert f"warning: {slow}\n" in done.stderr
+    products = json.loads(done.stdout)["outside"][0]
+    assert (products["operator"], products["count"]) == ("FULLY_CONNECTED", 15)
+    assert {"model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"} < set(products["matrices"])
     assert not (out / "model.litertlm").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.engines import ENGINES, check_engine, find_engine, kernels_of
+from edgekit.engines import ENGINES, Outside, by_operator, check_engine, find_engine, kernels_of
 from edgekit.engines.written import Written, describe, read_written, refused
 from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError
 from edgekit.units import Bytes
@@ -51,6 +51,17 @@ def test_native_has_no_kernels_but_ours() -> None:
     assert [kernels_of("executorch", portable=portable) for portable in (False, True)] == ["edgekit", "runtime"]
     with pytest.raises(UsageError, match="the engine native has no kernels but edgekit's"):
         kernels_of("native", portable=True)
+
+
+def test_nodes_are_gathered_products_of_codes_first_and_then_the_most() -> None:
+    nodes = [("Add", None), ("Mul", None), ("MatMul", "a"), ("Mul", None), ("MatMul", None), ("Cast", None)]
+    assert by_operator([*nodes, ("MatMul", "b")]) == (
+        Outside("MatMul", 3, ("a", "b")),
+        Outside("Mul", 2),
+        Outside("Add", 1),
+        Outside("Cast", 1),
+    )
+    assert by_operator([]) == ()
 
 
 def test_what_was_described_is_read_again(written: Written) -> None:

@@ -166,9 +166,11 @@ def test_the_host_answers_for_it(mixed: tuple[Written, QuantGraph], capsys: pyte
 
 
 def test_few_operators_run_outside_xnnpack(mixed: tuple[Written, QuantGraph]) -> None:
-    outside = nodes_outside(mixed[0].file)
+    rows = nodes_outside(mixed[0])
+    outside = {row.operator: row.count for row in rows}
     assert outside["EMBEDDING_LOOKUP"] == 1
     assert outside["DYNAMIC_UPDATE_SLICE"] == 4  # keys and values of two layers
+    assert not any(row.matrices for row in rows)
     assert not outside.keys() & {"FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX", "MUL", "DEQUANTIZE"}
 
 
@@ -185,6 +187,11 @@ def test_for_tflite_runtime_eight_bits_are_widened_before_use(checkpoint: Checkp
     )
     assert not (tmp_path / "model.litertlm").exists()
     assert operators(written.file)["DEQUANTIZE"] == 15  # a matrix each: 7 in 2 layers, the table
+    products = nodes_outside(written)[0]
+    names = ["q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # v_proj has no codes
+    matrices = [name.split(".")[-2] for name in products.matrices]
+    assert (products.operator, products.count) == ("FULLY_CONNECTED", 13)
+    assert sorted(matrices) == sorted([*names, *names, "embed_tokens"])
     versions = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 1, "DEQUANTIZE": 5}  # what tflite-runtime 2.14 has at most
     assert operator_versions(written.file).items() >= versions.items()
     session = open_model(written, threads=1)

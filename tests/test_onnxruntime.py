@@ -16,12 +16,12 @@ import pytest
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import make_probe, metrics
 from edgekit.engines.host import main
-from edgekit.engines.onnxruntime import open_model, write_model
+from edgekit.engines.onnxruntime import nodes_outside, open_model, write_model
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
 from edgekit.engines.written import read_written
 from edgekit.errors import Damaged, Unsupported
-from edgekit.graph import Session, build_graph
+from edgekit.graph import Session, build_graph, session_options
 from edgekit.quantize import quantize
 from edgekit.scheme import parse_recipe
 from edgekit.testing import make_checkpoint
@@ -81,6 +81,31 @@ def test_a_model_knows_its_special_tokens_and_sizes(model: Path) -> None:
     matrices = 512 * 64 + 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 96)
     assert matrices * (1 + 2 / 32) < written.weights_bytes < matrices * (1 + 2 / 32) + 16_000
     assert written.bytes_per_token <= written.weights_bytes
+
+
+@pytest.mark.parametrize("recipe", ["q8g32", "q4g128", "q3g64", "q2g32", "t2g32,head=t2g32"])
+def test_every_product_of_codes_runs_in_the_fast_kernel(
+    checkpoint: Checkpoint, probe: bytes, tmp_path: Path, recipe: str
+) -> None:
+    rows = nodes_outside(read_written(write(tmp_path, checkpoint, probe, recipe)))
+    outside = {row.operator: row.count for row in rows}
+    assert not any(row.matrices for row in rows)
+    # Two norms a layer and one before the head; keys and values of two layers.
+    assert (outside["RMSNormalization"], outside["Attention"], outside["TensorScatter"]) == (5, 2, 4)
+    assert not outside.keys() & {"MatMulNBits", "MatMul", "DequantizeLinear"}
+
+
+def test_products_that_are_not_fused_are_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_fusion(*arguments: Any, **options: Any) -> Any:
+        made = session_options(*arguments, **options)
+        made.add_session_config_entry("session.disable_quant_qdq", "1")
+        return made
+
+    monkeypatch.setattr("edgekit.graph.session_options", without_fusion)
+    products = nodes_outside(read_written(model))[0]
+    assert (products.operator, products.count) == ("MatMul", 15)  # 7 in 2 layers, the head
+    assert {"model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"} < set(products.matrices)
+    assert len(set(products.matrices)) == 15
 
 
 def test_the_same_codes_give_the_same_files(model: Path, checkpoint: Checkpoint, probe: bytes, tmp_path: Path) -> None:

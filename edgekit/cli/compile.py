@@ -1,15 +1,18 @@
 """`edgekit compile`: from a checkpoint to a bundle for a target, tried before it appears."""
 
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from edgekit.cache import user_cache
 from edgekit.cli import _options
-from edgekit.cli._console import Stages, parse_bytes, read_text, say, show_json, show_pairs, warn
+from edgekit.cli._console import Stages, parse_bytes, read_text, say, show, show_json, show_pairs, show_table, warn
 from edgekit.cli.estimate import explained_json, rate, show_choices
-from edgekit.engines import ENGINES, kernels_of
+from edgekit.engines import ENGINES, Outside
 from edgekit.engines.litert import RUNTIMES
 from edgekit.errors import UsageError
 from edgekit.forecast import Forecast
@@ -52,7 +55,13 @@ from edgekit.units import Bytes, counted, rounded
 @click.option("--force", is_flag=True, help="Replace an older bundle.")
 @click.option("--max-ram", metavar="SIZE", help="Refuse to start if compiling takes more memory, such as 8G.")
 @_options.gate
-@_options.explain
+@click.option(
+    "--explain",
+    "explained",
+    is_flag=True,
+    help="Show the kernel of every product, and those that lost and why; of an engine with kernels of its own, what"
+    " it runs outside the fast ones.",
+)
 @_options.as_json
 def command(
     *,
@@ -80,8 +89,6 @@ def command(
     was loaded and run, and with --gate only if it is coherent enough. Finished stages are kept in ~/.cache/edgekit
     (EDGEKIT_CACHE), which may be deleted.
     """
-    if explained and kernels_of(engine, portable=portable) != "edgekit":
-        raise UsageError(f"--explain has nothing to say about {engine}", hint="it chooses its kernels when it runs")
     if litert_runtime != RUNTIMES[0] and engine != "litert":
         raise UsageError("--litert-runtime is for --engine litert")
     source, chosen = model or embedded_model(), None if recipe is None else find_recipe(recipe)
@@ -106,11 +113,13 @@ def command(
     with Stages() as stages:
         outcome = build(order, user_cache(), stages, _announce)
     if as_json:
-        show_json(_as_json(outcome) | (explained_json(outcome.explained) if explained else {}))
+        show_json(_as_json(outcome) | (_explained_json(outcome) if explained else {}))
     else:
         show_pairs(_pairs(outcome))
-        if explained:
+        if explained and outcome.explained:
             show_choices(outcome.explained)
+        elif explained:
+            _show_outside(outcome.bundle.engine, outcome.outside)
     if (
         engine == "native"
         and outcome.agreement.ran_on == "local"
@@ -163,6 +172,24 @@ def _as_json(outcome: Outcome) -> dict[str, object]:
         },
         "coherence": dict(outcome.measurement.coherence),
     }
+
+
+def _explained_json(outcome: Outcome) -> dict[str, object]:
+    return explained_json(outcome.explained) | {"outside": [asdict(row) for row in outcome.outside]}
+
+
+def _show_outside(engine: str, outside: Sequence[Outside]) -> None:
+    """Operators, each with the matrices in codes that it multiplies by; those of the layers in one."""
+    rows = [(row.operator, row.count, ", ".join(_of_all_layers(row.matrices))) for row in outside]
+    show("")
+    show(f"Outside the fast kernels of {engine} a token takes:")
+    show("")
+    show_table(("operator", "nodes", "matrices in codes"), rows)
+
+
+def _of_all_layers(matrices: Sequence[str]) -> list[str]:
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", matrix).removesuffix(".weight") for matrix in matrices)
+    return [f"{count} x {name}" if "*" in name else name for name, count in counts.items()]
 
 
 def _pairs(outcome: Outcome) -> list[tuple[str, object]]:

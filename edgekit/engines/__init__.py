@@ -11,6 +11,7 @@ and answers with the same JSON. Each is a module with the functions of `Engine`.
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import numpy as np
@@ -40,6 +41,18 @@ _KERNELS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Nodes of one operator, of those that decode a token, that run outside the fast kernels.
+
+    `matrices` are those in codes that they multiply by: widened, or by kernels that are slow.
+    """
+
+    operator: str
+    count: int
+    matrices: tuple[str, ...] = ()
+
+
 class Engine(Protocol):
     """What the module of an engine offers beside writing: its runtime is imported when one of these is called."""
 
@@ -56,6 +69,13 @@ class Engine(Protocol):
         Raises:
             Damaged: not what the engine wrote.
             TargetMissing: the runtime that is installed does not take it, or none is.
+        """
+
+    def nodes_outside(self, written: "Written") -> tuple[Outside, ...]:
+        """What of the model the runtime does not run by its fast kernels; of edgekit's, nothing is outside.
+
+        Raises:
+            Damaged, TargetMissing: as `open_model`.
         """
 
 
@@ -77,6 +97,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Frees what the session holds."""
+
+
+def by_operator(nodes: Sequence[tuple[str, str | None]]) -> tuple[Outside, ...]:
+    """Nodes, each an operator and the matrix in codes that it multiplies by, gathered: products first, then many."""
+    rows = {operator: Outside(operator, 0) for operator, _ in nodes}
+    for operator, matrix in nodes:
+        row = rows[operator]
+        rows[operator] = Outside(operator, row.count + 1, row.matrices if matrix is None else (*row.matrices, matrix))
+    return tuple(sorted(rows.values(), key=lambda row: (not row.matrices, -row.count, row.operator)))
 
 
 def check_engine(name: str) -> str:

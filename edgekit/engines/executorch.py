@@ -16,20 +16,22 @@ import numpy.typing as npt
 
 from edgekit.archs import Decoder
 from edgekit.disk import UNFINISHED
-from edgekit.engines import ARTIFACTS
-from edgekit.engines.executorch_delegate import import_runtime, load_runtime, take_refusal, version
+from edgekit.engines import ARTIFACTS, Outside, by_operator
+from edgekit.engines.executorch_delegate import import_runtime, load_runtime, quiet, take_refusal, version
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged, UsageError
 from edgekit.plan import Plan
 from edgekit.quantize import QuantGraph
 
-__all__ = ["open_model", "version", "write_model"]
+__all__ = ["nodes_outside", "open_model", "version", "write_model"]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 MODEL: Final = ARTIFACTS["executorch"]
+
+_FORWARD: Final = "forward"
 
 
 def write_model(
@@ -112,7 +114,7 @@ def open_model(written: Written, *, threads: int) -> "Session":
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
         with _threads(threads):
-            method = program.load_method("forward" if is_portable else "all_logits")
+            method = program.load_method(_FORWARD if is_portable else "all_logits")
         meta = method.method_meta()
         rows = meta.input_tensor_meta(0).sizes()[1]
         is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
@@ -121,6 +123,25 @@ def open_model(written: Written, *, threads: int) -> "Session":
     if not is_ours or (vocab, context) != (written.vocab, written.context):
         raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
     return Session(written, program, method, rows)
+
+
+def nodes_outside(written: Written) -> tuple[Outside, ...]:
+    """What XNNPACK does not execute: ExecuTorch's portable kernels do. They have none that multiply by codes.
+
+    Raises:
+        TargetMissing: ExecuTorch is not installed.
+    """
+    if written.kernels == "edgekit":
+        return ()
+    import_runtime()
+    with quiet():
+        from executorch.exir._serialize._program import deserialize_pte_binary
+        from executorch.exir.schema import KernelCall
+
+        plans = deserialize_pte_binary(written.file.read_bytes()).program.execution_plan
+    plan = next(plan for plan in plans if plan.name == _FORWARD)
+    calls = [call.instr_args for chain in plan.chains for call in chain.instructions]
+    return by_operator([(plan.operators[call.op_index].name, None) for call in calls if isinstance(call, KernelCall)])
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 ExecuTorch's LLM runner takes it as it takes the one with edgekit's kernels; keys and values stay in the loaded method.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from edgekit.engines.executorch import MODEL, runner_constants
-from edgekit.engines.executorch_delegate import import_runtime, quiet, version
+from edgekit.engines.executorch_delegate import import_runtime, version
 from edgekit.engines.written import Written, describe
 from edgekit.quantize import QuantGraph
 from edgekit.units import Bytes
@@ -50,23 +49,6 @@ def write_model(quant: QuantGraph, folder: Path, *, probe: bytes, bos: int | Non
     )
     describe(written, probe=probe)
     return written
-
-
-def nodes_outside(file: Path) -> Counter[str]:
-    """How many nodes of a run XNNPACK does not execute, by operator: ExecuTorch's portable kernels do.
-
-    Raises:
-        TargetMissing: ExecuTorch is not installed.
-    """
-    import_runtime()
-    with quiet():
-        from executorch.exir._serialize._program import deserialize_pte_binary
-        from executorch.exir.schema import KernelCall
-
-        plans = deserialize_pte_binary(file.read_bytes()).program.execution_plan
-    plan = next(plan for plan in plans if plan.name == "forward")
-    calls = [call.instr_args for chain in plan.chains for call in chain.instructions]
-    return Counter(plan.operators[call.op_index].name for call in calls if isinstance(call, KernelCall))
 
 
 def _weights_bytes(quant: QuantGraph) -> tuple[int, int]:

@@ -16,7 +16,6 @@ import io
 import os
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.disk import appearing
-from edgekit.engines import ARTIFACTS, Session
+from edgekit.engines import ARTIFACTS, Outside, Session, by_operator
 from edgekit.engines.litert_bundle import Words, write_bundle
 from edgekit.engines.litert_weights import check_file, store_weights
 from edgekit.engines.written import Written, describe, refused
@@ -44,6 +43,8 @@ _RUNTIME: Final = "ai-edge-litert"
 _CONVERTER: Final = "litert-torch"
 _MOST_BYTES: Final = 2**31 - (1 << 24)  # of a flatbuffer, with room for the graph
 _THREADS: Final = 2  # of the conversion
+_PRODUCT: Final = "FULLY_CONNECTED"
+_WIDENS: Final = "DEQUANTIZE"
 _IN_MEMORY: Final = ":memory"  # packed weights are shared by the signatures, and kept in no file
 _WORTH: Final = 8  # a prefill filled up to eight times its tokens is no faster than decoding them
 
@@ -133,8 +134,8 @@ def open_model(written: Written, *, threads: int) -> Session:
             raise refused(written, this, f"{error} {said()}".strip()) from error
 
 
-def nodes_outside(file: Path) -> Counter[str]:
-    """How many nodes of a decode XNNPACK does not run, by operator: LiteRT's own kernels do, on one thread.
+def nodes_outside(written: Written) -> tuple[Outside, ...]:
+    """What XNNPACK does not run: LiteRT's own kernels do, on one thread. And products of widened codes, wherever.
 
     Raises:
         TargetMissing: LiteRT is not installed.
@@ -143,9 +144,10 @@ def nodes_outside(file: Path) -> Counter[str]:
     from ai_edge_litert.interpreter import Interpreter
 
     with _quiet():
-        interpreter = Interpreter(str(file), num_threads=1)
+        interpreter = Interpreter(str(written.file), num_threads=1)
         interpreter.allocate_tensors()
         nodes = interpreter._get_ops_details()
+        names = {each["index"]: each["name"] for each in interpreter.get_tensor_details() if each["dtype"] == np.int8}
     delegates = [node for node in nodes if node["op_name"] == "DELEGATE"]
     makers = {output: node for node in nodes if node["op_name"] != "DELEGATE" for output in node["outputs"].tolist()}
     inside: set[int] = set()
@@ -157,7 +159,15 @@ def nodes_outside(file: Path) -> Counter[str]:
             if node["index"] not in inside:
                 inside.add(node["index"])
                 open_tensors += [tensor for tensor in node["inputs"].tolist() if tensor in makers.keys() - given]
-    return Counter(node["op_name"] for node in makers.values() if node["index"] not in inside)
+    outside: list[tuple[str, str | None]] = []
+    for node in makers.values():
+        is_product = node["op_name"] == _PRODUCT
+        weights = node["inputs"].tolist()[1] if is_product else None
+        widens = is_product and makers.get(weights, node)["op_name"] == _WIDENS
+        matrix = names.get(makers[weights]["inputs"].tolist()[0] if widens else weights)
+        if node["index"] not in inside or (widens and matrix is not None):
+            outside.append((node["op_name"], matrix))
+    return by_operator(outside)
 
 
 class LitertSession:

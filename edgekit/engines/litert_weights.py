@@ -161,6 +161,7 @@ class _File:
         if codes.widened:
             index = self.widen(graph, index)
             tensor = graph.tensors[index]
+        tensor.name = name.encode()  # the converter has others, and one for several
         tensor.type = getattr(self.schema.TensorType, codes.kind)
         tensor.buffer = self.buffers[name][0]
         if codes.scales.size:
@@ -205,7 +206,7 @@ class _File:
         """The index of a new tensor for codes, of which a first DEQUANTIZE makes the tensor `index`."""
         wide = graph.tensors[index]
         narrow = self.schema.TensorT()
-        narrow.name, narrow.shape = wide.name + b".codes", wide.shape
+        narrow.shape = wide.shape
         graph.tensors.append(narrow)
         wide.buffer = 0
         node = self.schema.OperatorT()

@@ -5,12 +5,14 @@ folder with model.onnx and model.onnx.data (the larger tensors), beside them wha
 what onnxruntime-genai needs (genai.py).
 """
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
 
+from edgekit.engines import Outside, by_operator
 from edgekit.engines.genai import add_genai
 from edgekit.engines.onnxruntime_node import NodeSession, version
 from edgekit.engines.written import Written, describe, refused
@@ -23,6 +25,8 @@ from edgekit.units import Bytes
 
 MODEL: Final = "model.onnx"
 DATA: Final = "model.onnx.data"
+
+_FAST: Final = "MatMulNBits"
 
 _PACKED_TYPES: Final = (ir.DataType.INT4, ir.DataType.INT8, ir.DataType.FLOAT16)
 
@@ -71,18 +75,51 @@ def open_model(written: Written, *, threads: int) -> Session | NodeSession:
     """
     if written.kernels == "edgekit":
         return NodeSession(written, threads=threads)
+    session, _ = _open(written, threads=threads)
+    if (session.vocab, session.context) != (written.vocab, written.context):
+        session.close()
+        raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
+    return session
+
+
+def nodes_outside(written: Written) -> tuple[Outside, ...]:
+    """What decodes a token beside MatMulNBits, which multiplies by codes, as ONNX Runtime optimises and runs it here.
+
+    Raises:
+        Damaged, TargetMissing: as `open_model`.
+    """
+    if written.kernels == "edgekit":
+        return ()
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        session, model = _open(written, threads=1, profile=Path(folder) / "decode")
+        with session:
+            session.decode(0)
+            executed = [(name, operator) for name, operator in session.executed() if operator != _FAST]
+    matrices = _multipliers(model)
+    return by_operator([(operator, matrices.get(name)) for name, operator in executed])
+
+
+def _open(written: Written, *, threads: int, profile: Path | None = None) -> tuple[Session, ir.Model]:
+    """A session, and the model in it; see `open_model`."""
     model = load_model(written.file)
     _cache_bytes(model, written.file)
     # Prepacking pays for weights that the kernels unpack as they read.
     packs = any(tensor.dtype in _PACKED_TYPES for tensor in _weights(model).values())
     try:
-        session = Session(written.file, threads=threads, prepack=packs)
+        return Session(written.file, threads=threads, prepack=packs, profile=profile), model
     except (Damaged, *RUNTIME_ERRORS) as error:
         raise refused(written, version(), str(error)) from error
-    if (session.vocab, session.context) != (written.vocab, written.context):
-        session.close()
-        raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
-    return session
+
+
+def _multipliers(model: ir.Model) -> dict[str, str]:
+    """The matrix in codes that a product multiplies by, by the name of its node."""
+    widened = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    return {
+        str(product.name): str(node.inputs[0].name).removesuffix(".codes")
+        for node in widened
+        if node.inputs[0] is not None
+        for product, _ in node.outputs[0].uses()
+    }
 
 
 def _weights(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
