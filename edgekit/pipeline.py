@@ -113,8 +113,9 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         Damaged, Unsupported, TargetMissing, UsageError: what was ordered cannot be made.
     """
     kernels = kernels_of(order.engine, portable=order.portable)
-    if order.engine != "native" and order.kv != DEFAULT_KV:
-        raise UsageError(f"the engine {order.engine} keeps keys and values in its own way", hint="leave --kv out")
+    if kernels != "edgekit" and order.kv != DEFAULT_KV:
+        engine = f"{order.engine} --portable" if order.portable else order.engine
+        raise UsageError(f"the engine {engine} keeps keys and values in float32", hint="leave --kv out")
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
         found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
         check_calibration(found.quant.recipe, is_given=order.calibration_text is not None)

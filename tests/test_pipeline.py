@@ -123,9 +123,18 @@ def test_a_method_and_a_calibration_that_do_not_go_together_are_refused(order, c
     assert hint in caught.value.hint and stages == []
 
 
-def test_only_native_has_a_choice_of_how_keys_and_values_are_kept(order, cache, tmp_path):
-    with pytest.raises(UsageError, match="the engine onnxruntime keeps keys and values in its own way"):
-        compiled(replace(order, engine="onnxruntime", kv="q8"), cache)
+def test_our_kernels_keep_keys_and_values_as_told_in_every_engine(order, cache, tmp_path):
+    native = compiled(replace(order, kv="q8"), cache)
+    other = compiled(replace(order, kv="q8", engine="onnxruntime", output=tmp_path / "onnx"), cache)
+    assert (other.bundle.kv, other.measurement.memory["kv_format"]) == ("q8", "q8")
+    assert other.measurement.memory["kv_bytes"] == native.measurement.memory["kv_bytes"]
+    assert other.measurement.coherence["kld_mean"] == pytest.approx(native.measurement.coherence["kld_mean"], rel=1e-5)
+
+
+def test_an_engines_own_kernels_keep_keys_and_values_in_float32(order, cache, tmp_path):
+    for engine, portable, name in (("onnxruntime", True, "onnxruntime --portable"), ("litert", False, "litert")):
+        with pytest.raises(UsageError, match=f"the engine {name} keeps keys and values in float32"):
+            compiled(replace(order, engine=engine, portable=portable, kv="q8"), cache)
     compiled(replace(order, engine="onnxruntime", portable=True), cache)
     assert open_bundle(order.output).kv == "f32"
 

@@ -48,6 +48,13 @@ def test_float_weights_leave_the_rounding_of_the_cache():
     assert tolerance([parse_scheme("f32")], 8, compares_rounded=True) == 4 * 2**-12
 
 
+def test_a_cache_of_another_engine_in_int8_rounds_twice_a_layer():
+    # 8 / (127 * 3.4641) = 0.018184 once, and 4 / (127 * 3.4641) = 0.009092 for keys and values of two layers.
+    found = tolerance([parse_scheme("q4g64")], 2, compares_rounded=True, cached=16)
+    assert found == pytest.approx(math.sqrt(0.018184**2 + 4 * 0.009092**2), rel=1e-4)
+    assert tolerance([parse_scheme("f32")], 2, compares_rounded=True, cached=16) == pytest.approx(0.018190, rel=1e-4)
+
+
 @pytest.fixture
 def ours(tmp_path, monkeypatch):
     """This machine's runner, as find_runner finds it."""
