@@ -43,6 +43,8 @@ _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _MOST_MANIFEST_BYTES: Final = 16 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_LITERT_CACHE: Final = re.compile(r"model\.(litertlm|tflite)[._].*cache.*")
+_LEFT_BY_LITERT: Final = "remove it: LiteRT-LM left it, and makes it again; its option cache_dir names another folder"
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
@@ -309,7 +311,8 @@ def _writing_calibration(bundle: Bundle) -> Iterator[None]:
 def verify_bundle(bundle: Bundle) -> None:
     """Checks that the folder holds the files of the manifest and no others: every size, then every digest.
 
-    A calibration may be there too: it is of the machine, and whoever reads it believes nothing of it unchecked.
+    A calibration may be there too: it is of the machine, and whoever reads it believes nothing of it unchecked. Not so
+    the weights that LiteRT packs beside its model: it runs what lies there.
 
     Raises:
         Damaged: a file that is missing, altered, not a plain file, or not in the manifest.
@@ -319,7 +322,10 @@ def verify_bundle(bundle: Bundle) -> None:
         if entry.name == CALIBRATION and entry.name not in bundle.files:
             _check_calibration(bundle.calibration)
         elif entry.name != MANIFEST and entry.name not in bundle.files:
-            raise Damaged(f"{entry.name} is in the bundle but not in its {MANIFEST}", hint="remove it")
+            raise Damaged(
+                f"{entry.name} is in the bundle but not in its {MANIFEST}",
+                hint=_LEFT_BY_LITERT if _LITERT_CACHE.fullmatch(entry.name) else "remove it",
+            )
     for name, file in bundle.files.items():
         path = bundle.path / name
         try:

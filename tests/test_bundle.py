@@ -278,6 +278,30 @@ def test_every_kind_of_damage_is_found_and_named(tmp_path: Path, act: Callable[[
     assert caught.value.exit_code == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "is_litert"),
+    [
+        ("model.litertlm_1795465712_3227662.xnnpack_cache", True),
+        ("model.litertlm.xnnpack_cache_1795465712_3227662", True),
+        ("model.tflite.xnnpack_cache", True),
+        ("model.litertlm_1_2_mldrift_program_cache.bin", True),
+        ("model.tflite.bak", False),
+        ("cache", False),
+    ],
+)
+def test_weights_that_litert_packed_beside_its_model_are_refused_and_said_to_be_so(
+    tmp_path: Path, name: str, is_litert: bool
+) -> None:
+    bundle = write(tmp_path / "out")
+    damage(bundle.path, name, b"packed")
+    with pytest.raises(Damaged, match=f"{name} is in the bundle but not in its manifest.json") as caught:
+        verify_bundle(bundle)
+    assert caught.value.hint.startswith("remove it")
+    assert ("LiteRT-LM left it, and makes it again" in caught.value.hint) == is_litert
+    (bundle.path / name).unlink()
+    verify_bundle(bundle)
+
+
 def test_a_bundle_remembers_its_last_calibration_and_nothing_else_changes(tmp_path: Path) -> None:
     bundle = write(tmp_path / "out")
     manifest = (bundle.path / "manifest.json").read_bytes()
