@@ -18,6 +18,7 @@ from edgekit.cores import known_features
 from edgekit.disk import writing
 from edgekit.engines import (
     Outside,
+    check_installed,
     executorch,
     executorch_portable,
     find_engine,
@@ -121,10 +122,9 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         check_calibration(found.quant.recipe, is_given=order.calibration_text is not None)
         on_forecast(found)
         check_fit(found, order.most_memory, cache.root, order.output, kernels)
+        check_installed(order.engine)
         if order.engine == "native":
             check_native(found)
-        else:
-            find_engine(order.engine).version()  # or its runtime is missing
         if (order.engine, kernels) == ("onnxruntime", "edgekit"):
             check_operators(found)
         if (order.engine, kernels) == ("executorch", "edgekit"):

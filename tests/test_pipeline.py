@@ -1,5 +1,6 @@
 """The whole flow: what it writes, what it refuses, and what an interruption leaves."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -275,6 +276,32 @@ def test_what_was_not_built_is_noticed_before_anything_takes_long(order, cache, 
     with pytest.raises(TargetMissing, match=f"there is no {missing} for"):
         compiled(replace(order, engine=engine), cache, stages)
     assert stages == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "portable", "package"),
+    [
+        ("executorch", False, "executorch"), ("executorch", False, "torch"), ("executorch", True, "torchao"),
+        ("litert", False, "ai-edge-litert"), ("litert", False, "litert-torch"), ("litert", False, "litert-lm-builder"),
+        ("litert", False, "torch"),
+    ],
+)  # fmt: skip
+def test_what_is_not_installed_is_noticed_before_anything_takes_long(
+    order, cache, monkeypatch, engine, portable, package
+):
+    found = importlib.metadata.version
+
+    def version(name):
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    stages = []
+    with pytest.raises(TargetMissing, match=f"^{package} is not installed$") as caught:
+        compiled(replace(order, engine=engine, portable=portable), cache, stages)
+    assert caught.value.hint == f"pip install 'edgekit[{engine}]'"
+    assert (caught.value.exit_code, stages) == (4, [])
 
 
 def test_a_missing_runner_of_this_machine_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):

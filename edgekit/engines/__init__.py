@@ -10,6 +10,7 @@ and answers with the same JSON. Each is a module with the functions of `Engine`.
 """
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import Unsupported, UsageError, one_of
+from edgekit.errors import TargetMissing, Unsupported, UsageError, one_of
 
 if TYPE_CHECKING:
     from edgekit.engines.written import Written
@@ -38,6 +39,12 @@ _KERNELS: Final[Mapping[str, tuple[str, ...]]] = {
     "onnxruntime": ("edgekit", "runtime"),
     "executorch": ("edgekit", "runtime"),
     "litert": ("runtime",),
+}
+
+# What compiling for an engine takes beside edgekit's own dependencies; the extra of the same name has it.
+_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "executorch": ("executorch", "torch", "torchao"),
+    "litert": ("ai-edge-litert", "litert-torch", "litert-lm-builder", "torch"),
 }
 
 
@@ -128,6 +135,28 @@ def find_engine(name: str) -> Engine:
     if name == "native" or name not in ENGINES:
         raise Unsupported(f"'{name}' is no engine that the host runs", hint=one_of(ENGINES[1:]))
     return cast("Engine", importlib.import_module(f"edgekit.engines.{name}"))
+
+
+def check_installed(engine: str) -> None:
+    """Nothing, if everything is installed that compiling for the engine takes. Writing would find out too, but late.
+
+    Raises:
+        TargetMissing: it is not.
+    """
+    for package in _PACKAGES.get(engine, ()):
+        installed_version(package, extra=engine)
+
+
+def installed_version(package: str, *, extra: str) -> str:
+    """The version of a package that one of edgekit's extras has.
+
+    Raises:
+        TargetMissing: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise TargetMissing(f"{package} is not installed", hint=f"pip install 'edgekit[{extra}]'") from error
 
 
 def kernels_of(engine: str, *, portable: bool) -> str:

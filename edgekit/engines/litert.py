@@ -11,7 +11,6 @@ leave in the cache lies behind the position, and is overwritten before it is see
 """
 
 import contextlib
-import importlib.metadata
 import io
 import os
 import tempfile
@@ -24,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.disk import appearing
-from edgekit.engines import ARTIFACTS, Outside, Session, by_operator
+from edgekit.engines import ARTIFACTS, Outside, Session, by_operator, installed_version
 from edgekit.engines.litert_bundle import Words, write_bundle
 from edgekit.engines.litert_weights import check_file, store_weights
 from edgekit.engines.written import Written, describe, refused
-from edgekit.errors import TargetMissing, Unsupported, UsageError
+from edgekit.errors import Unsupported, UsageError
 from edgekit.quantize import QuantGraph
 from edgekit.units import Bytes
 
@@ -55,7 +54,7 @@ def version() -> str:
     Raises:
         TargetMissing: it is not installed.
     """
-    return f"{_RUNTIME} {_installed(_RUNTIME)}"
+    return f"{_RUNTIME} {installed_version(_RUNTIME, extra='litert')}"
 
 
 def write_model(
@@ -263,7 +262,7 @@ class LitertSession:
 
 def _convert(quant: QuantGraph) -> bytes:
     """The decoder as a .tflite file with its values in float32."""
-    _installed(_CONVERTER)
+    installed_version(_CONVERTER, extra="litert")
     with _quiet(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from edgekit.engines.litert_convert import convert
@@ -272,18 +271,6 @@ def _convert(quant: QuantGraph) -> bytes:
             file = Path(folder) / MODEL
             convert(quant, file, rows=min(_PREFILL, quant.graph.context), threads=_THREADS)
             return file.read_bytes()
-
-
-def _installed(package: str) -> str:
-    """The version of an installed package.
-
-    Raises:
-        TargetMissing: it is not installed.
-    """
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise TargetMissing(f"{package} is not installed", hint="pip install 'edgekit[litert]'") from error
 
 
 @contextlib.contextmanager
