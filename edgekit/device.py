@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from edgekit.errors import TargetMissing, one_of
-from edgekit.target import load_target, target_names
+from edgekit.target import cpuinfo_of, load_target, target_names
 from edgekit.transports import Transport, connect
+from edgekit.transports.qemu import CPUINFO
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,14 @@ def open_device(name: str) -> Device:
         TargetMissing: the emulator is not there, or has no CPU for the target.
     """
     kind, _, address = name.partition(":")
-    if kind == "qemu":
-        address = _emulated_cpu(address)
-    return Device(name, connect(kind, address))
-
-
-def _emulated_cpu(target: str) -> str:
-    """qemu's name of the target's CPU."""
-    emulated = {name: cpu for name in target_names() if (cpu := load_target(name).qemu_cpu)}
-    if target not in emulated:
+    if kind != "qemu":
+        return Device(name, connect(kind, address))
+    emulated = {target.name: target for target in map(load_target, target_names()) if target.qemu_cpu}
+    if address not in emulated:
         raise TargetMissing(
-            f"qemu emulates no target '{target}'", hint=one_of(f"qemu:{name}" for name in sorted(emulated))
+            f"qemu emulates no target '{address}'", hint=one_of(f"qemu:{name}" for name in sorted(emulated))
         )
-    return emulated[target]
+    target = emulated[address]
+    transport = connect(kind, str(target.qemu_cpu))
+    transport.write(cpuinfo_of(target).encode(), CPUINFO)
+    return Device(name, transport)

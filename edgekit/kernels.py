@@ -4,17 +4,35 @@ The catalogue lists every kernel of every architecture, so that a plan for an Ar
 makes it; `runs_here` says which of them this machine's library contains.
 """
 
+import importlib
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import _kernels
+from edgekit.errors import TargetMissing
 from edgekit.scheme import Scheme
 from edgekit.units import Bytes
+
+if TYPE_CHECKING:
+    from edgekit import _kernels
+else:
+
+    class _Kernels:
+        """The compiled module, imported when first asked: what only runs models needs none, on an emulated board."""
+
+        def __getattr__(self, name: str) -> object:
+            try:
+                return getattr(importlib.import_module("edgekit._kernels"), name)
+            except ImportError as error:
+                raise TargetMissing(
+                    f"edgekit's kernels cannot be loaded: {error}", hint="install edgekit for this Python"
+                ) from error
+
+    _kernels = _Kernels()
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]

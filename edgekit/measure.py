@@ -4,9 +4,7 @@ What comes back is checked first (replies.py). Emulated time is never reported a
 warning says why.
 """
 
-import shlex
 import statistics
-import sys
 import tempfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +28,8 @@ EMULATED = "emulated: time has no meaning here and is left out"
 # Standard deviation of a rate, as a share of it, above which the rate is doubtful.
 MOST_SPREAD = 0.1
 _PROGRAM = "edgekit-run"
+_PYTHON = "python"
+_HOST = ("-m", "edgekit.engines.host")
 _CALIBRATION_HEADING = b"edgekit-calibration 1\n"
 # Beginnings of edgekit-run's warnings (devices/runner/measurement.cc) that say nothing where there is no time.
 _DOUBTS_OF_TIME = (
@@ -173,11 +173,12 @@ class Runner:
     ) -> None:
         """Puts `model` and the static `program` that runs it on the device, with the `calibration` if there is one.
 
-        Without a program, `model` is run by its engine in this Python, which takes the words of edgekit-run. Keys and
-        values are kept as the model says, or as `kv` does.
+        Without a program, `model` is run by its engine in the device's Python, which takes the words of edgekit-run.
+        Keys and values are kept as the model says, or as `kv` does.
 
         Raises:
-            DeviceUnavailable: the program is for another machine, or Python would have to run elsewhere.
+            DeviceUnavailable: the program is for another machine.
+            TargetMissing: the device has no Python that runs the engine.
             UsageError: a `kv` without a program.
         """
         if kv is not None and program is None:
@@ -189,13 +190,10 @@ class Runner:
         if program is not None:
             _check_machine(program, device)
             device.transport.put(program, _PROGRAM)
+            self._command = [_PROGRAM]
         else:
-            if device.name != "local":
-                raise DeviceUnavailable(
-                    f"a bundle that is not native runs on this machine, not on '{device.name}'", hint="--device local"
-                )
-            command = shlex.join([sys.executable, "-P", "-m", "edgekit.engines.host"])
-            device.transport.write(f'#!/bin/sh\nexec {command} "$@"\n'.encode(), _PROGRAM, executable=True)
+            device.transport.put_python(_PYTHON)
+            self._command = [_PYTHON, *_HOST]
         device.transport.put(model, self._model)
         if calibration is not None:
             device.transport.put(calibration, CALIBRATION)
@@ -294,7 +292,7 @@ class Runner:
 
     def _run(self, command: str, *argv: str, on_stdout: Callable[[bytes], None] | None = None) -> Completed:
         done = self.device.transport.run(
-            [_PROGRAM, command, self._model, *argv, *self._kv], timeout=self.timeout, on_stdout=on_stdout
+            [*self._command, command, self._model, *argv, *self._kv], timeout=self.timeout, on_stdout=on_stdout
         )
         if done.returncode != 0:
             raise refusal(done)

@@ -39,7 +39,9 @@ def refusal(done: Completed) -> EdgekitError:
     """The error that a program which did not return 0 means: its own sentence and hint, cleaned and cut."""
     lines = [line for line in printable(done.stderr.decode("utf-8", "replace")).splitlines() if line.strip()]
     hint = next((line.removeprefix("hint:").strip() for line in lines if line.startswith("hint:")), "")
-    said = next((line for line in lines if not line.startswith("hint:")), "")
+    # A library may have said something before.
+    ours = [line for line in lines if line.startswith("edgekit-run:")]
+    said = next((line for line in (*ours, *lines) if not line.startswith("hint:")), "")
     said = said.removeprefix("edgekit-run:").strip()[:MESSAGE_LIMIT]
     if done.returncode < 0:
         return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)

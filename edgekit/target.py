@@ -191,6 +191,27 @@ def describe_host(cpuinfo: str, machine: str) -> Target:
     )
 
 
+def cpuinfo_of(target: Target) -> str:
+    """What /proc/cpuinfo of such a 64-bit Arm machine says: `describe_host` finds the target's cores and features."""
+    words = frozenset().union(*(known_features()[name].cpuinfo for name in target.features))
+    cores = [cluster.core for cluster in target.clusters for _ in range(cluster.count)]
+    blocks = []
+    for number, core in enumerate(cores):
+        match = read_table(data_folder() / "cores" / f"{core.name}.toml", "core")["match"]
+        fields = {
+            "processor": number,
+            "BogoMIPS": "100.00",
+            "Features": " ".join(["fp", *sorted(words)]),
+            "CPU implementer": match["implementer"],
+            "CPU architecture": 8,
+            "CPU variant": "0x0",
+            "CPU part": match["part"][0],
+            "CPU revision": 0,
+        }
+        blocks.append("".join(f"{key}\t: {value}\n" for key, value in fields.items()))
+    return "\n".join([*blocks, f"Model\t\t: {target.title}\n"])
+
+
 def _rate_of(listed: tuple[Rate, ...], threads: int) -> Rate | None:
     rates = sorted(listed, key=lambda rate: rate.threads)
     return next((rate for rate in reversed(rates) if rate.threads <= threads), rates[0] if rates else None)

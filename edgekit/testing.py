@@ -203,6 +203,9 @@ class FakeTransport:
     def write(self, content: bytes, remote: str, *, executable: bool = False) -> None:
         self.put_files[str(checked_remote(remote))] = content
 
+    def put_python(self, remote: str) -> None:
+        self.put_files[str(checked_remote(remote))] = b"python"
+
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         content = self._files[remote]
         assert len(content) <= limit
@@ -218,7 +221,8 @@ class FakeTransport:
     ) -> Completed:
         self.calls.append(list(argv))
         reply = self._replies.pop(0)
-        assert argv[1] == reply.command, f"{argv[1]} was run, the record goes on with {reply.command}"
+        command = argv[3] if argv[1] == "-m" else argv[1]
+        assert command == reply.command, f"{command} was run, the record goes on with {reply.command}"
         self._files |= reply.files
         if on_stdout is not None:
             # One byte at a time, as a slow device may send it: characters arrive in pieces.

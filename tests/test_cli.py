@@ -546,9 +546,16 @@ def test_a_portable_bundle_for_onnxruntime_is_standard_onnx_that_runs_on_this_ma
     assert evaluated["kld_mean"] < 2
 
 
-def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(model, bundle, tmp_path):
-    out = tmp_path / "litert"
-    done = run("compile", model, "--target", "host", "--recipe", "q4g32", "--engine", "litert", "-o", out, "--json")
+@pytest.fixture(scope="module")
+def litert(model, tmp_path_factory):
+    """A bundle for LiteRT, and what was said when it was compiled."""
+    out = tmp_path_factory.mktemp("litert") / "bundle"
+    options = ("--recipe", "q4g32", "--engine", "litert", "-o", out, "--json")
+    return out, run("compile", model, "--target", "host", *options)
+
+
+def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(litert, bundle):
+    out, done = litert
     compiled = json.loads(done.stdout)
     assert "of the 4-bit blocks are rounded again: XNNPACK has positive scales only" in done.stderr
     assert (compiled["engine"], compiled["kernels"], compiled["kv"]) == ("litert", "runtime", "f32")
@@ -590,11 +597,36 @@ def test_a_bundle_for_an_old_tflite_runtime_has_eight_bits_and_says_so(model, tm
 
 
 @pytest.mark.emulator
-def test_the_engine_onnxruntime_is_refused_on_other_devices(model, emulator, tmp_path):
-    out = tmp_path / "onnx"
-    run("compile", model, "--target", "host", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out)
-    done = run("run", out, "-p", "x", "--device", "qemu:rpi5", code=6)
-    assert "a bundle that is not native runs on this machine, not on 'qemu:rpi5'" in done.stderr
+@pytest.mark.parametrize("options", [["onnxruntime"], ["onnxruntime", "--portable"]], ids=" ".join)
+def test_onnxruntime_on_an_emulated_board_gives_the_tokens_of_this_machine(model, arm64_root, tmp_path, options):
+    out = tmp_path / "out"
+    run("compile", model, "--target", "rpi5", "--recipe", "q4g32", "--engine", *options, "-o", out)
+    check_same_tokens(out)
+
+
+@pytest.mark.emulator
+def test_litert_on_an_emulated_board_gives_the_tokens_of_this_machine(litert, arm64_root):
+    check_same_tokens(litert[0])
+
+
+def check_same_tokens(bundle):
+    here, there = (json.loads(greedy(bundle, name, "-n", 4, "--json").stdout) for name in ("local", "qemu:rpi5"))
+    assert there["tokens"] == here["tokens"]
+    assert there["device"]["engine"] == here["device"]["engine"]
+    assert (there["device"]["cpu"], there["device"]["isa"]) == ("Arm Cortex-A76", "neon_dotprod")
+    assert there["device"]["emulated"] is True and there["latency"]["load_seconds"] is None
+    assert there["warnings"][-1] == "emulated: time has no meaning here and is left out"
+
+
+@pytest.mark.emulator
+def test_bench_and_eval_of_an_engine_work_on_an_emulated_board(model, arm64_root, tmp_path):
+    out = tmp_path / "out"
+    run("compile", model, "--target", "rpi4", "--recipe", "q4g32", "--engine", "onnxruntime", "-o", out)
+    rows = json.loads(bench(out, "-o", "json", "--device", "qemu:rpi4"))
+    assert {row["test"]: row["tokens_per_second"] for row in rows} == {"pp8": None, "tg4": None}
+    assert all(row["bytes_per_token"] > 0 for row in rows if row["test"] == "tg4")
+    here, there = (json.loads(run("eval", out, "--device", name, "--json").stdout) for name in ("local", "qemu:rpi4"))
+    assert {**there, "device": "local"} == here
 
 
 def test_a_message_is_put_into_the_chat_template(tmp_path):

@@ -133,9 +133,12 @@ def test_a_program_for_another_machine_is_refused_before_it_is_run(tmp_path):
     assert device.transport.put_files == {}
 
 
-def test_without_a_program_a_model_is_refused_where_its_python_is_not(tmp_path):
-    with pytest.raises(DeviceUnavailable, match=r"a bundle that is not native runs on this machine, not on 'fake'"):
-        Runner(FakeDevice([]), program=None, model=tmp_path)
+def test_without_a_program_a_model_is_run_by_the_devices_python(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    device = FakeDevice([Reply("probe", b'{"coherence": {}}')], emulated=True)
+    Runner(device, program=None, model=tmp_path / "model.onnx").probe()
+    assert device.transport.put_files == {"python": b"python", "model.onnx": b"model"}
+    assert device.transport.calls == [["python", "-m", "edgekit.engines.host", "probe", "model.onnx", "--json", "-"]]
 
 
 def test_a_refusal_on_the_device_is_raised(start):

@@ -42,6 +42,11 @@ def test_the_runners_exit_code_sentence_and_hint_become_the_error(code, kind):
     assert (error.message, error.hint) == ("the file is ]0;odd", "copy it again")
 
 
+def test_what_a_library_said_before_is_not_the_reason():
+    done = Completed(7, b"", b"xbyak: no sysfs\nedgekit-run: it is damaged\nhint: compile again\n", Seconds(0))
+    assert (refusal(done).message, refusal(done).hint) == ("it is damaged", "compile again")
+
+
 def test_a_runner_that_dies_of_a_signal_is_the_devices_fault():
     error = refusal(Completed(-4, b"", b"", Seconds(0)))
     assert (error.exit_code, error.message) == (6, "edgekit-run was ended by signal 4")

@@ -10,7 +10,7 @@ from edgekit import target
 from edgekit.cores import data_folder, find_isa, known_features, known_isas, load_core, macs_per_cycle
 from edgekit.errors import Damaged, TargetMissing
 from edgekit.schema import problems
-from edgekit.target import Cluster, Rate, describe_host, detect_host, load_target, target_names
+from edgekit.target import Cluster, Rate, cpuinfo_of, describe_host, detect_host, load_target, target_names
 
 ROOT = Path(__file__).parents[1]
 BOARDS = [name for name in target_names() if name != "host"]
@@ -77,6 +77,16 @@ def test_a_feature_asks_for_the_same_bits_in_c_and_in_cpuinfo() -> None:
     }
     known = known_features()
     assert {name: known[name].cpuinfo for name in words} == words
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if load_target(name).architecture == "aarch64"])
+def test_an_emulated_board_says_of_itself_what_the_board_does(name: str) -> None:
+    board = load_target(name)
+    emulated = describe_host(cpuinfo_of(board), "aarch64")
+    assert emulated.features == board.features
+    assert [(cluster.core.name, cluster.count) for cluster in emulated.clusters] == [
+        (cluster.core.name, cluster.count) for cluster in board.clusters
+    ]
 
 
 @pytest.mark.parametrize("word", ["avx2", "f16c", "fma", "movbe", "popcnt", "abm", "bmi1", "bmi2"])

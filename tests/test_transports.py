@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import edgekit
 from edgekit.errors import DeviceUnavailable, TargetMissing, TimedOut, UsageError
 from edgekit.transports import OUTPUT_LIMIT, checked_remote, connect, transport_names
 from edgekit.transports.local import Local, _sensors, host_machine
+from edgekit.transports.qemu import arm64_root as find_arm64_root
 from edgekit.units import Bytes, Seconds
 
 
@@ -170,6 +172,47 @@ def test_a_missing_emulator_says_what_to_install(monkeypatch):
         connect("qemu", "cortex-a76")
     assert caught.value.exit_code == 4
     assert "apt install qemu-user-static" in caught.value.hint
+
+
+def test_python_imports_nothing_from_the_devices_folder(local):
+    local.write(b"raise SystemExit(9)\n", "edgekit.py")
+    local.put_python("python")
+    done = local.run(["python", "-c", "import edgekit; print(edgekit.__file__)"], timeout=Seconds(60))
+    assert done.stdout.decode().strip() == edgekit.__file__
+
+
+@pytest.mark.emulator
+def test_an_emulated_device_without_python_says_how_to_make_it(emulator, monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGEKIT_ARM64_ROOT", str(tmp_path))
+    with connect("qemu", "cortex-a76") as transport, pytest.raises(TargetMissing) as caught:
+        transport.put_python("python")
+    assert caught.value.exit_code == 4
+    assert str(tmp_path) in caught.value.message
+    assert "python devices/setup/arm64_root.py" in caught.value.hint
+
+
+def test_the_root_file_system_is_looked_for_among_the_persons_data(monkeypatch, tmp_path):
+    root = tmp_path / "edgekit" / "arm64"
+    (root / "usr" / "bin").mkdir(parents=True)
+    (root / "usr" / "bin" / "python3").write_bytes(b"")
+    monkeypatch.delenv("EDGEKIT_ARM64_ROOT", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert find_arm64_root() == root
+
+
+@pytest.mark.emulator
+def test_emulated_python_is_no_part_of_this_machines(arm64_root, monkeypatch, tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    script = "import edgekit, numpy, platform, sys; print(platform.machine(), edgekit.__name__, *sys.path, sep='\\n')"
+    with connect("qemu", "cortex-a76") as transport:
+        transport.put_python("python")
+        done = transport.run(["python", "-c", script], timeout=Seconds(60))
+    machine, name, packages, *paths = done.stdout.decode().splitlines()
+    assert (machine, name) == ("aarch64", "edgekit"), done.stderr
+    assert packages.endswith("/packages")
+    assert all(path.startswith(str(arm64_root)) for path in paths)
 
 
 @pytest.mark.emulator

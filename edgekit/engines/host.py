@@ -49,7 +49,9 @@ class _Run:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.session: Session = self.engine.open_model(self.written, threads=self.threads)
         self.load_seconds = time.monotonic() - began
-        self.warnings: list[str] = []
+        # User-mode QEMU keeps its own name as the process's.
+        self.is_emulated = Path("/proc/self/comm").read_text("utf-8", "replace").startswith("qemu-")
+        self.warnings = ["emulated: time has no meaning here"] if self.is_emulated else []
 
     def tokenizer(self) -> Tokenizer:
         file = self.written.file.with_name(TOKENIZER)
@@ -86,7 +88,7 @@ class _Run:
             "cores": cores,
             "decode_threads": self.threads,
             "prefill_threads": self.threads,
-            "emulated": False,
+            "emulated": self.is_emulated,
         }
         latency = {"load_seconds": self.load_seconds, **latency}
         bandwidth = {"bytes_per_token": self.written.bytes_per_token, **bandwidth}
@@ -152,15 +154,13 @@ def bench(options: argparse.Namespace) -> None:
         part, report = _bench(options, threads)
         rows += part
     bandwidth = report["bandwidth"]
-    ceilings = {
-        threads: read_ceiling(threads, size=_LARGER_THAN_CACHES)
-        for threads in {row["threads"] for row in rows if _is_decoding(row)}
-    }
+    decoding = set() if report["device"]["emulated"] else {row["threads"] for row in rows if _is_decoding(row)}
+    ceilings = {threads: read_ceiling(threads, size=_LARGER_THAN_CACHES) for threads in decoding}
     bandwidth["read_ceiling_bytes_per_second"] = {str(key): value for key, value in ceilings.items()}
     for row in filter(_is_decoding, rows):
         row["bytes_per_second"] = row["bytes_per_token"] * row["tokens_per_second"]
-        # 0 where there was no memory to measure in.
-        if ceiling := ceilings[row["threads"]]:
+        # None where time has no meaning, 0 where there was no memory to measure in.
+        if ceiling := ceilings.get(row["threads"]):
             row["fraction_of_read_ceiling"] = row["bytes_per_second"] / ceiling
     _write(options.json or "-", {**report, "rows": rows})
 

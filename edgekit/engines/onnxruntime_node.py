@@ -22,6 +22,7 @@ from edgekit.graph import RUNTIME_ERRORS, check_tokens, session_options
 from edgekit.onnx_files import load_model, write_graph
 from edgekit.plan import Plan
 from edgekit.quantize import QuantGraph
+from edgekit.replies import elf_machine
 from edgekit.target import HOST, load_target
 
 Float32 = npt.NDArray[np.float32]
@@ -92,7 +93,7 @@ class NodeSession:
             TargetMissing: this version of ONNX Runtime does not take it, or there is no operator for this machine.
         """
         _check(written)
-        library = find_built(OPERATORS, load_target(HOST).triple)
+        library = _operators(written)
         self._written = written
         self.vocab, self.context, self.position = written.vocab, written.context, 0
         try:
@@ -166,6 +167,15 @@ def _graph(program_bytes: int, vocab: int, context: int) -> ir.Model:
         inputs, [logits], nodes=[node], initializers=[program], name=NODE, opset_imports={"": _OPSET, DOMAIN: 1}
     )
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="edgekit")
+
+
+def _operators(written: Written) -> Path:
+    """The operators beside the model, if they are for this machine; else those that came with edgekit."""
+    host = load_target(HOST)
+    beside = written.file.with_name(OPERATORS)
+    if beside.is_file() and elf_machine(beside) == host.architecture:
+        return beside
+    return find_built(OPERATORS, host.triple)
 
 
 def _check(written: Written) -> None:

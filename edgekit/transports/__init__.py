@@ -51,6 +51,14 @@ class Transport(Protocol):
         """Makes the device's file `remote`, which holds `content`."""
         ...
 
+    def put_python(self, remote: str) -> None:
+        """Makes the device's program `remote` a Python that imports edgekit, and nothing from the folder it runs in.
+
+        Raises:
+            TargetMissing: the device has no Python, or none with edgekit's packages.
+        """
+        ...
+
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         """Copies the device's file `remote` to `local`, at most `limit` bytes of it: a longer one is refused."""
         ...

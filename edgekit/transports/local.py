@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ class Local:
         """`prefix` is put before every argv: an emulator and its options."""
         self.machine = machine or host_machine()
         self._prefix = tuple(prefix)
+        self._environment: dict[str, str] = {}  # added to this process's
         self._folder = tempfile.TemporaryDirectory(prefix="edgekit-device-")
 
     def put(self, local: Path, remote: str) -> None:
@@ -40,6 +42,9 @@ class Local:
         place = self._free(remote)
         place.write_bytes(content)
         place.chmod(0o755 if executable else 0o644)
+
+    def put_python(self, remote: str) -> None:
+        self.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P "$@"\n'.encode(), remote, executable=True)
 
     def get(self, remote: str, local: Path, *, limit: Bytes) -> None:
         place = self._path(remote)
@@ -70,6 +75,7 @@ class Local:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     cwd=self._folder.name,
+                    env={**os.environ, **self._environment},
                     start_new_session=True,
                 )
             except OSError as error:
