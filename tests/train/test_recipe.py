@@ -122,10 +122,10 @@ def test_arms_are_runs_that_differ_in_their_losses(recipe_file):
     assert plain.training == spread.training and plain.training.seed == 3 and not plain.arms
 
 
-@pytest.mark.parametrize("name", ["dense", "small", "tales", "tales-settle"])
+@pytest.mark.parametrize("name", ["dense", "small", "tales", "tales-settle", "variants"])
 def test_recipes_that_come_with_edgekit_are_read(name, tmp_path):
     for part in ("train-0", "train-1", "valid"):
         (tmp_path / f"books-{part}.txt.xz").touch()
     recipe = read_recipe(Path(edgekit.train.__file__).parent / "recipes" / f"{name}.toml", texts=tmp_path)
     assert [len(recipe.text.train), len(recipe.text.held_out)] == [2, 1]
-    assert bool(recipe.arms) == (name in ("dense", "small"))
+    assert bool(recipe.arms) == (name in ("dense", "small", "variants"))
