@@ -118,10 +118,18 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         engine = f"{order.engine} --portable" if order.portable else order.engine
         raise UsageError(f"the engine {engine} keeps keys and values in float32", hint="leave --kv out")
     with draft_bundle(order.output, force=order.force) as draft, cache.in_use():
-        found = forecast(order.model, order.target, order.recipe, context=order.context, kv=order.kv)
+        found = forecast(
+            order.model,
+            order.target,
+            order.recipe,
+            context=order.context,
+            kv=order.kv,
+            engine=order.engine,
+            kernels=kernels,
+        )
         check_calibration(found.quant.recipe, is_given=order.calibration_text is not None)
         on_forecast(found)
-        check_fit(found, order.most_memory, cache.root, order.output, kernels)
+        check_fit(found, order.most_memory, cache.root, order.output)
         check_installed(order.engine)
         if order.engine == "native":
             check_native(found)

@@ -11,6 +11,7 @@ from edgekit.engines.onnxruntime import write_model
 from edgekit.errors import DoesNotFit
 from edgekit.forecast import check_fit, forecast
 from edgekit.quantize import quantize
+from edgekit.reference import embedded_model
 from edgekit.scheme import parse_recipe
 from edgekit.target import Rate
 from edgekit.testing import make_checkpoint
@@ -27,7 +28,7 @@ def test_a_model_too_large_for_its_target_is_refused(checkpoint, tmp_path):
     assert found.fits
     small = replace(found, target=replace(found.target, memory=Bytes(1000)))
     with pytest.raises(DoesNotFit, match=r"the model takes .* and rpi-zero2w has 1000 B"):
-        check_fit(small, None, tmp_path, tmp_path / "out", "edgekit")
+        check_fit(small, None, tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8"])
@@ -37,7 +38,7 @@ def test_a_shorter_context_is_advised_exactly_where_it_can_save_enough_memory(ch
     cache = 2 * 64 * 2 * (16 + 16) * 4
     for most, advised in ((found.compile_bytes - cache, False), (found.compile_bytes - cache + 1, True)):
         with pytest.raises(DoesNotFit) as caught:
-            check_fit(found, Bytes(most), tmp_path, tmp_path / "out", "edgekit")
+            check_fit(found, Bytes(most), tmp_path, tmp_path / "out")
         assert ("; so is a --context below 64" in caught.value.hint) is advised
 
 
@@ -50,17 +51,17 @@ def test_a_full_disk_is_noticed_before_it_starts(checkpoint, tmp_path, monkeypat
     found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
     free_bytes(monkeypatch, {"cache": cache, "there": there})
     with pytest.raises(DoesNotFit, match=rf"in .*/{full} and 1 B are free"):
-        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out")
 
 
 def test_a_disk_that_holds_both_the_cache_and_the_bundle_needs_room_for_both(checkpoint, tmp_path, monkeypatch):
     found = forecast(checkpoint, "host", parse_recipe("q4g32"), context=None)
     both = found.disk_bytes + found.plan.weights_bytes
     free_bytes(monkeypatch, {"cache": both, "there": both})
-    check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
+    check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out")
     free_bytes(monkeypatch, {"cache": both - 1, "there": both - 1})
     with pytest.raises(DoesNotFit, match="cache and"):
-        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out", "edgekit")
+        check_fit(found, None, tmp_path / "cache", tmp_path / "there" / "out")
 
 
 # Float32 once; codes as the cache keeps them; codes as standard ONNX has them, and scales of 2 bytes a group with both.
@@ -89,6 +90,48 @@ def test_a_method_that_needs_inputs_takes_disk_and_memory_for_them(checkpoint, t
     ]
     # A matrix and its transpose against the widest input's moments in float64, twice, and their factors.
     assert memory[1] - memory[0] == 24 * 4096**2 - 2 * 4 * 64 * 4096
+
+
+MIB = 1 << 20
+
+
+# Peaks of anonymous memory in MiB, of edgekit's processes together, measured while the story model was compiled.
+@pytest.mark.parametrize(
+    ("engine", "kernels", "measured"),
+    [
+        ("native", "edgekit", 339),
+        ("onnxruntime", "runtime", 339),
+        ("executorch", "edgekit", 557),
+        ("executorch", "runtime", 721),
+        ("litert", "runtime", 593),
+    ],
+)
+def test_no_less_memory_is_foreseen_than_compiling_takes(engine, kernels, measured):
+    recipe = parse_recipe("q4g128")
+    found = forecast(embedded_model(), "host", recipe, context=None, engine=engine, kernels=kernels)
+    assert measured * MIB <= found.compile_bytes < 1.4 * measured * MIB
+
+
+# Itself, each of two layers, and the bytes of a weight.
+@pytest.mark.parametrize(
+    ("engine", "kernels", "itself", "each_layer", "each_weight"),
+    [
+        ("executorch", "runtime", 100, 32, 3 * 4),
+        ("litert", "runtime", 100, 20, 5 * 4),
+        ("executorch", "edgekit", 250, 0, 4),
+    ],
+)
+def test_a_converter_takes_memory_for_layers_and_for_weights(
+    tmp_path, engine, kernels, itself, each_layer, each_weight
+):
+    wide = make_checkpoint(tmp_path / "wide", intermediate=16384, layers=2, context=64)
+    recipe = parse_recipe("f32")
+    native = forecast(wide, "host", recipe, context=None)
+    found = forecast(wide, "host", recipe, context=None, engine=engine, kernels=kernels)
+    most = 2 * each_layer * MIB + each_weight * native.checkpoint.parameters
+    # Natively it is a matrix and its transpose, in float32; the packed norms are more than their weights.
+    expected = itself * MIB + most - 2 * 4 * 64 * 16384
+    assert found.compile_bytes - native.compile_bytes == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("recipe", ["f32", "f16", "q8g32", "q4g32", "t2g32"])

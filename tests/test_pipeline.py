@@ -246,6 +246,14 @@ def test_the_whole_is_refused_before_it_starts_when_it_takes_too_much_memory(ord
     assert stages == []
 
 
+def test_a_converter_that_takes_too_much_memory_is_refused_before_it_starts(order, cache):
+    stages = []
+    enough = forecast(order.model, "host", order.recipe, context=None).compile_bytes
+    with pytest.raises(DoesNotFit, match=r"compiling takes .* of memory and --max-ram is"):
+        compiled(replace(order, engine="litert", most_memory=enough), cache, stages)
+    assert stages == []
+
+
 def test_an_unknown_target_is_refused_before_anything_is_written(order, cache):
     with pytest.raises(TargetMissing, match="unknown target 'toaster'"):
         compiled(replace(order, target="toaster"), cache)
