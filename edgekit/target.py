@@ -158,6 +158,11 @@ def detect_host() -> Target:
     )
 
 
+def is_emulated() -> bool:
+    """True if user-mode QEMU runs this process: it keeps its own name as the process's."""
+    return _read(Path("/proc/self/comm")).startswith("qemu-")
+
+
 def describe_host(cpuinfo: str, machine: str) -> Target:
     """The machine whose /proc/cpuinfo is `cpuinfo`, as far as that tells: features, cores, clock.
 

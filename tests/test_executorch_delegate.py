@@ -76,6 +76,29 @@ def test_no_compiler_is_said_with_what_to_do(sdk: Path, monkeypatch: pytest.Monk
         build_delegate(user_cache())
 
 
+def test_an_emulated_board_needs_a_cross_compiler_and_kernels_made_by_it(
+    sdk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executorch_delegate, "is_emulated", lambda: True)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(TargetMissing, match="EdgekitBackend has to be built by a cross compiler") as caught:
+        build_delegate(user_cache())
+    assert caught.value.hint.startswith("compile with --portable; or give CXX and EDGEKIT_SDK")
+    monkeypatch.setenv("CXX", "c++")
+    assert build_delegate(user_cache()).is_file()
+
+
+def test_an_emulated_board_without_executorch_names_the_script_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    monkeypatch.setattr(executorch_delegate, "is_emulated", lambda: True)
+    with pytest.raises(TargetMissing, match="the emulated board has no ExecuTorch") as caught:
+        version()
+    assert caught.value.hint.endswith("devices/setup/arm64_root.py --executorch")
+
+
 def test_a_compiler_that_fails_leaves_nothing_and_is_quoted(sdk: Path, tmp_path: Path) -> None:
     (sdk / "executorch" / "backend.cc").write_text("#error too old\n")
     with pytest.raises(TargetMissing, match=r"cannot build EdgekitBackend: .*too old"):

@@ -31,7 +31,7 @@ from edgekit.plan import make_plan
 from edgekit.quantize import QuantGraph, quantize
 from edgekit.scheme import parse_recipe
 from edgekit.target import load_target
-from edgekit.testing import make_checkpoint
+from edgekit.testing import make_checkpoint, make_program_header
 
 EXAMPLES = Path(__file__).parents[1] / "kernels" / "adapters" / "onnxruntime" / "examples"
 CONTEXT = 48
@@ -82,6 +82,16 @@ def write(quant: QuantGraph, checkpoint: Checkpoint, folder: Path) -> Written:
 def copied(written: Written, folder: Path) -> Written:
     shutil.copytree(written.file.parent, folder, dirs_exist_ok=True)
     return replace(written, file=folder / written.file.name)
+
+
+def test_the_operators_beside_the_model_run_it_if_they_are_for_this_machine(written: Written, tmp_path: Path) -> None:
+    model = copied(written, tmp_path)
+    other, this = (183, 62) if load_target("host").architecture == "x86_64" else (62, 183)
+    make_program_header(tmp_path / OPERATORS, other)
+    NodeSession(model, threads=1).close()
+    make_program_header(tmp_path / OPERATORS, this)
+    with pytest.raises(Damaged, match=OPERATORS):
+        NodeSession(model, threads=1)
 
 
 def raw_session(written: Written, threads: int = 2) -> onnxruntime.InferenceSession:

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Final
 
 _PYPROJECT: Final = Path(__file__).resolve().parents[2] / "pyproject.toml"
-_RUNTIMES: Final = ("ai-edge-litert",)  # of the optional ones, those with wheels for 64-bit Arm that need nothing else
+_LITERT: Final = "ai-edge-litert"
+_TORCH: Final = "torch"
+_EXECUTORCH: Final = "executorch"
 _DEBIAN: Final = ("libstdc++6",)  # beside Python
 _LEAST_GLIBC: Final = 17  # 2.17, the first of any wheel for aarch64
 _REQUIREMENTS: Final = "requirements.txt"
@@ -62,10 +64,18 @@ def main() -> None:
         description=__doc__.partition("\n")[0],
         epilog="Needs Debian on x86-64 or arm64, pip, and qemu-user-static. Takes 0.5 GB and about a minute.",
     )
+    parser.add_argument(
+        "--executorch",
+        action="store_true",
+        help="with ExecuTorch and torch: 6 GB more, because PyPI's torch for arm64 takes CUDA with it",
+    )
     parser.add_argument("folder", nargs="?", default=place, help=f"where, by default {place} ($EDGEKIT_ARM64_ROOT)")
-    folder = Path(parser.parse_args().folder).expanduser().absolute()
-    wanted = _requirements()
-    if _is_made(folder, wanted):
+    options = parser.parse_args()
+    folder = Path(options.folder).expanduser().absolute()
+    wanted = _requirements(_LITERT, *([_TORCH] if options.executorch else []))
+    # It also asks for what only writing a model takes, such as coremltools, which has no wheel for 64-bit Arm.
+    alone = _requirements(_EXECUTORCH, base=False) if options.executorch else []
+    if _is_made(folder, [*wanted, *alone]):
         print(f"{folder} is complete")
         return
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _REQUIREMENTS).is_file():
@@ -78,10 +88,10 @@ def main() -> None:
     work = folder.with_name(f".{folder.name}-unfinished")
     root = work / "root"
     version = _add_debian(root, work)
-    _add_packages(root, work, version, wanted)
+    _add_packages(root, version, wanted, alone)
     _say("trying it")
-    _try(root, emulator, wanted)
-    (root / _REQUIREMENTS).write_text(wanted, "utf-8")
+    _try(root, emulator, with_executorch=options.executorch)
+    (root / _REQUIREMENTS).write_text("".join(f"{line}\n" for line in (*wanted, *alone)), "utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     root.rename(folder)
@@ -89,17 +99,17 @@ def main() -> None:
     print(f"{folder} is complete")
 
 
-def _requirements() -> str:
-    """What pip is to install, a line each."""
+def _requirements(*optional: str, base: bool = True) -> list[str]:
+    """What edgekit asks for at its base, and the versions that its extras give to `optional` packages."""
     project = tomllib.loads(_PYPROJECT.read_text("utf-8"))["project"]
-    optional = {line for lines in project["optional-dependencies"].values() for line in lines}
-    runtimes = sorted(line for line in optional if re.split(r"[<>=!~ ]", line, maxsplit=1)[0] in _RUNTIMES)
-    return "".join(f"{line}\n" for line in [*project["dependencies"], *runtimes])
+    extras = {line for lines in project["optional-dependencies"].values() for line in lines}
+    found = sorted(line for line in extras if re.split(r"[<>=!~ ]", line, maxsplit=1)[0] in optional)
+    return [*(project["dependencies"] if base else []), *found]
 
 
-def _is_made(folder: Path, wanted: str) -> bool:
+def _is_made(folder: Path, wanted: Sequence[str]) -> bool:
     made = folder / _REQUIREMENTS
-    return made.is_file() and made.read_text("utf-8") == wanted
+    return made.is_file() and {*wanted} <= {*made.read_text("utf-8").splitlines()}
 
 
 def _add_debian(root: Path, work: Path) -> str:
@@ -133,9 +143,8 @@ def _add_debian(root: Path, work: Path) -> str:
     return version
 
 
-def _add_packages(root: Path, work: Path, version: str, wanted: str) -> None:
-    """Puts the wheels where Debian's Python looks for packages."""
-    (work / _REQUIREMENTS).write_text(wanted, "utf-8")
+def _add_packages(root: Path, version: str, wanted: Sequence[str], alone: Sequence[str]) -> None:
+    """Puts the wheels where Debian's Python looks for packages; `alone` without what they ask for."""
     place = root / "usr/lib/python3/dist-packages"
     shutil.rmtree(place, ignore_errors=True)  # pip replaces nothing there
     library = next(iter(root.glob("**/libc.so.6")))
@@ -143,27 +152,24 @@ def _add_packages(root: Path, work: Path, version: str, wanted: str) -> None:
     newest = int(found[1]) if found else _LEAST_GLIBC
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(newest, _LEAST_GLIBC - 1, -1)]
     platforms.append("manylinux2014_aarch64")
-    _say("fetching packages for aarch64")
-    _run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--ignore-installed"),
-            *("--target", str(place), "--only-binary", ":all:", "--implementation", "cp", "--python-version", version),
-            *(word for name in platforms for word in ("--platform", name)),
-            *("--requirement", str(work / _REQUIREMENTS)),
-        ],
-        "pip cannot fetch the packages for aarch64",
-        hint="call this again: what was fetched is in pip's cache",
-    )
-
-
-def _try(root: Path, emulator: str, wanted: str) -> None:
-    """Imports one compiled package of each runtime."""
-    modules = [
-        "numpy",
-        "onnx",
-        "tokenizers",
-        *(["ai_edge_litert.compiled_model"] if "ai-edge-litert" in wanted else []),
+    command = [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--ignore-installed"),
+        *("--target", str(place), "--only-binary", ":all:", "--implementation", "cp", "--python-version", version),
+        *(word for name in platforms for word in ("--platform", name)),
     ]
+    for packages in filter(None, (wanted, ["--no-deps", *alone] if alone else [])):
+        _say("fetching packages for aarch64")
+        _run(
+            [*command, *packages],
+            "pip cannot fetch the packages for aarch64",
+            hint="call this again: what was fetched is in pip's cache",
+        )
+
+
+def _try(root: Path, emulator: str, *, with_executorch: bool) -> None:
+    """Imports one compiled package of each runtime, but ONNX Runtime, which has to see the board's processor."""
+    modules = ["numpy", "onnx", "tokenizers", "ai_edge_litert.compiled_model"]
+    modules += ["torch", "executorch.extension.pybindings._portable_lib"] if with_executorch else []
     python = [str(root / "usr/bin/python3"), "-I", "-c", f"import {', '.join(modules)}"]
     if platform.machine() != "aarch64":
         python = [emulator, "-L", str(root), *python]

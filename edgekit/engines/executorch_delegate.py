@@ -25,6 +25,7 @@ from typing import Any, Final
 from edgekit.cache import Cache, user_cache
 from edgekit.disk import writing
 from edgekit.errors import TargetMissing
+from edgekit.target import is_emulated
 from edgekit.transports import printable
 
 BACKEND: Final = "EdgekitBackend"
@@ -115,6 +116,11 @@ def build_delegate(cache: Cache, on_build: Callable[[], None] = lambda: None) ->
         TargetMissing: there is no ExecuTorch, no C++ compiler that can build it, or no `sdk` for this machine.
     """
     executorch, compiler = _executorch_folder(), _compiler()
+    if is_emulated() and not {"CXX", "EDGEKIT_SDK"} <= os.environ.keys():
+        raise TargetMissing(
+            f"for an emulated board {BACKEND} has to be built by a cross compiler",
+            hint="compile with --portable; or give CXX and EDGEKIT_SDK as README.md says under ExecuTorch",
+        )
     runtime = executorch / "extension" / "pybindings"
     library = next(iter(sorted(runtime.glob("_portable_lib.*.so"))), None)
     if library is None:
@@ -150,6 +156,11 @@ def _executorch_folder() -> Path:
 
 
 def _missing() -> TargetMissing:
+    if is_emulated():
+        return TargetMissing(
+            "the root file system of the emulated board has no ExecuTorch",
+            hint="in the source of edgekit: python devices/setup/arm64_root.py --executorch",
+        )
     return TargetMissing("ExecuTorch is not installed", hint="pip install 'edgekit[executorch]'")
 
 

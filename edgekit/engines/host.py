@@ -27,7 +27,7 @@ from edgekit.engines.sampling import Sampler
 from edgekit.engines.written import TOKENIZER, read_written
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
 from edgekit.kernels import read_ceiling
-from edgekit.target import detect_host
+from edgekit.target import detect_host, is_emulated
 from edgekit.units import Bytes
 
 _SAMPLES_FOR_P99: Final = 100
@@ -49,9 +49,7 @@ class _Run:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.session: Session = self.engine.open_model(self.written, threads=self.threads)
         self.load_seconds = time.monotonic() - began
-        # User-mode QEMU keeps its own name as the process's.
-        self.is_emulated = Path("/proc/self/comm").read_text("utf-8", "replace").startswith("qemu-")
-        self.warnings = ["emulated: time has no meaning here"] if self.is_emulated else []
+        self.warnings = ["emulated: time has no meaning here"] if is_emulated() else []
 
     def tokenizer(self) -> Tokenizer:
         file = self.written.file.with_name(TOKENIZER)
@@ -88,7 +86,7 @@ class _Run:
             "cores": cores,
             "decode_threads": self.threads,
             "prefill_threads": self.threads,
-            "emulated": self.is_emulated,
+            "emulated": is_emulated(),
         }
         latency = {"load_seconds": self.load_seconds, **latency}
         bandwidth = {"bytes_per_token": self.written.bytes_per_token, **bandwidth}
