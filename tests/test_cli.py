@@ -570,7 +570,8 @@ def test_a_bundle_for_litert_runs_and_says_what_was_rounded_again(litert, bundle
     run("verify", out)
 
 
-def test_a_portable_bundle_for_executorch_runs_without_our_kernels(model, tmp_path):
+def test_a_portable_bundle_for_executorch_runs_without_our_kernels(tmp_path):
+    model = make_checkpoint(tmp_path / "tiny", context=64, layers=1)
     out = tmp_path / "executorch"
     options = ("--recipe", "q3g32", "--engine", "executorch", "--portable", "-o", out, "--json")
     compiled = json.loads(run("compile", model, "--target", "host", *options).stdout)
