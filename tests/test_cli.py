@@ -87,7 +87,7 @@ def test_every_command_has_a_help_of_its_own(name):
         (["estimate", "--target", "host", "--context", "0"], 2, "Invalid value for '--context'", "estimate --help"),
         (["estimate"], 2, "Missing option '--target'", "estimate --help"),
         (["estimate", "--target", "host", "--kv", "q4"], 2, "'q4' is not one of 'f16', 'q8'", "estimate --help"),
-        (["compile", "--target", "host", "--engine", "onnxruntime", "--kv", "q8"], 2, "its own way", "leave --kv out"),
+        (["compile", "--target", "host", "--engine", "litert", "--kv", "q8"], 2, "values in float32", "leave --kv out"),
         (["compile", "--target", "host", "--litert-runtime", "2.14"], 2, "--litert-runtime is for --engine litert", ""),
         (["compile", "--target", "host", "--method", "gptq"], 2, "the method gptq needs a", "--calibration FILE"),
         (
