@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Final
 
 import click
-from evidence import executorch_peer, llama_cpp, models, onnxruntime_peer
+from evidence import engines, executorch_peer, llama_cpp, models, onnxruntime_peer
 from evidence.machine import facts, load
 from evidence.progress import ON_PATH, ToolFailed, require, say
 from evidence.samples import Comparison
 from evidence.tables import NoSuchPlace, as_json, comparison_table, replace_place
 
-PARTS: Final = ("speed", "depth", "busy", "onnxruntime", "executorch")
+PARTS: Final = ("speed", "depth", "busy", "engines", "onnxruntime", "executorch")
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 _TITLES: Final = {
     "speed": "Whole models beside llama.cpp",
     "depth": "A long context",
     "busy": "Beside another busy process",
+    "engines": "In other runtimes",
     "onnxruntime": "Beside ONNX Runtime",
     "executorch": "Beside ExecuTorch",
 }
@@ -43,7 +44,11 @@ _NOTES: Final = {
     ),
     "depth": "The share of the speed that is left. llama.cpp with the better of -fa 0 and 1 at each depth.",
     "busy": "The share of the speed that is left.",
-    "onnxruntime": f"{_PRODUCTS} Whole models run the same codes, with a context of 1024.",
+    "engines": (
+        "The same codes in all, with a context of 1024, run by `edgekit bench`. Beside the native program: what "
+        "hosting edgekit's kernels costs; beside the runtime's own kernels: what they buy."
+    ),
+    "onnxruntime": _PRODUCTS,
     "executorch": _PRODUCTS,
 }
 
@@ -56,6 +61,8 @@ def measure(part: str, work: Path, threads: int, rounds: int, peers: models.Peer
             return models.depth(peers, min(rounds, 3))
         case "busy":
             return models.busy(peers, min(rounds, 3))
+        case "engines":
+            return engines.compare(peers.programs, threads, rounds)
         case "onnxruntime":
             return onnxruntime_peer.compare(peers.programs, threads, min(rounds, 3))
         case _:

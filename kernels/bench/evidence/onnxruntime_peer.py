@@ -1,11 +1,8 @@
-"""ONNX Runtime: single products by com.microsoft.MatMulNBits, and whole bundles, with edgekit's kernels and without."""
+"""ONNX Runtime: single products by com.microsoft.MatMulNBits."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,14 +12,11 @@ from onnx import TensorProto, helper
 
 from evidence import products
 from evidence.native import Programs, Timed
-from evidence.progress import say
-from evidence.samples import Bar, Comparison, alternate
+from evidence.samples import Comparison
 from evidence.shapes import PRODUCTS, Product
 
 BITS: Final = (4, 2)
 BLOCKS: Final = (32, 128)
-MODEL: Final = ("135m", "q4g128")
-_CONTEXT: Final = 1024
 
 
 def weight_bytes(product: Product, *, bits: int, block: int) -> int:
@@ -88,7 +82,7 @@ def open_products(product: Product, *, bits: int, block: int, threads: int) -> C
 
 
 def compare(programs: Programs, threads: int, rounds: int) -> Iterator[Comparison]:
-    """Every product at every width, then a whole model."""
+    """Every product at every width."""
     for product in PRODUCTS:
         for bits in BITS:
             for block in BLOCKS:
@@ -103,44 +97,3 @@ def compare(programs: Programs, threads: int, rounds: int) -> Iterator[Compariso
                     threads=threads,
                     rounds=rounds,
                 )
-    yield from whole_model(programs, threads, rounds)
-
-
-def whole_model(programs: Programs, threads: int, rounds: int) -> list[Comparison]:
-    """The same codes run by edgekit's kernels in ONNX Runtime, beside its own kernels and edgekit's own program."""
-    shape, recipe = MODEL
-    say(f"{shape}: {recipe} in ONNX Runtime")
-    context = ["--context", str(_CONTEXT)]
-    native = programs.bundle(shape, recipe, *context)
-    inside = programs.bundle(shape, recipe, *context, "--engine", "onnxruntime")
-    portable = programs.bundle(shape, recipe, *context, "--engine", "onnxruntime", "--portable")
-
-    def rates(bundle: Path) -> dict[str, float]:
-        words = ["-p", "256", "-n", "64", "-r", "1", "-t", str(threads), "-o", "json"]
-        rows = json.loads(programs.edgekit("bench", str(bundle), *words))
-        return {row["test"]: float(row["tokens_per_second"]) for row in rows}
-
-    runtime = f"ONNX Runtime {onnxruntime.__version__}"
-    ours, stock, ours_inside = f"{recipe}, native", f"{recipe}, {runtime}", f"{recipe}, edgekit in {runtime}"
-    found = []
-    for (one, one_name), (other, other_name), bar in (
-        ((native, ours), (portable, stock), None),
-        ((inside, ours_inside), (portable, stock), Bar("ratio", 1.3)),
-        ((inside, ours_inside), (native, ours), Bar("ratio", 0.85)),
-    ):
-        pairs = list(alternate(partial(rates, one), partial(rates, other), rounds))
-        found += [
-            Comparison(
-                part="onnxruntime",
-                shape=shape,
-                test=test,
-                ours_name=one_name,
-                theirs_name=other_name,
-                unit="tokens/s",
-                ours=tuple(a[test] for a, _ in pairs),
-                theirs=tuple(b[test] for _, b in pairs),
-                bars=(bar,) if bar is not None and test.startswith("tg") else (),
-            )
-            for test in ("pp256", "tg64")
-        ]
-    return found
