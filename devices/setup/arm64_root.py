@@ -90,7 +90,7 @@ def main() -> None:
     version = _add_debian(root, work)
     _add_packages(root, version, wanted, alone)
     _say("trying it")
-    _try(root, emulator, with_executorch=options.executorch)
+    _try(root, emulator)
     (root / _REQUIREMENTS).write_text("".join(f"{line}\n" for line in (*wanted, *alone)), "utf-8")
     if folder.exists():
         shutil.rmtree(folder)
@@ -166,10 +166,9 @@ def _add_packages(root: Path, version: str, wanted: Sequence[str], alone: Sequen
         )
 
 
-def _try(root: Path, emulator: str, *, with_executorch: bool) -> None:
-    """Imports one compiled package of each runtime, but ONNX Runtime, which has to see the board's processor."""
-    modules = ["numpy", "onnx", "tokenizers", "ai_edge_litert.compiled_model"]
-    modules += ["torch", "executorch.extension.pybindings._portable_lib"] if with_executorch else []
+def _try(root: Path, emulator: str) -> None:
+    """Imports compiled packages, but neither ONNX Runtime nor torch, which have to see a board's processor."""
+    modules = ("numpy", "onnx", "tokenizers", "ai_edge_litert.compiled_model")
     python = [str(root / "usr/bin/python3"), "-I", "-c", f"import {', '.join(modules)}"]
     if platform.machine() != "aarch64":
         python = [emulator, "-L", str(root), *python]
