@@ -20,7 +20,8 @@ from edgekit.engines import ARTIFACTS, Outside, by_operator
 from edgekit.engines.executorch_delegate import import_runtime, load_runtime, quiet, take_refusal, version
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
-from edgekit.errors import Damaged, UsageError
+from edgekit.errors import Damaged
+from edgekit.graph import check_tokens
 from edgekit.plan import Plan
 from edgekit.quantize import QuantGraph
 
@@ -179,8 +180,7 @@ class Session:
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
-        tokens = np.asarray(ids, np.int64).reshape(-1)
-        self._check(tokens)
+        tokens = self._checked(ids)
         logits = np.empty((len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), self._rows):
             rows = tokens[start : start + self._rows]
@@ -189,23 +189,15 @@ class Session:
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
-        tokens = np.array([token])
-        self._check(tokens)
-        logits: Float32 = self._run(tokens)[0].copy()
+        logits: Float32 = self._run(self._checked([token]))[0].copy()
         return logits
 
     def close(self) -> None:
         """Frees the cache and the threads."""
         self._method = self._program = None
 
-    def _check(self, tokens: Int64) -> None:
-        if not 0 <= tokens.min(initial=0) <= tokens.max(initial=0) < self.vocab:
-            outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
-            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
-        if self.position + len(tokens) > self.context:
-            raise UsageError(
-                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
-            )
+    def _checked(self, ids: Sequence[int]) -> Int64:
+        return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
 
     def _run(self, tokens: Int64) -> Float32:
         """Logits in the method's own memory, where they stay until the next call."""

@@ -28,6 +28,7 @@ from edgekit.engines.litert_bundle import Words, write_bundle
 from edgekit.engines.litert_weights import check_file, store_weights
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Unsupported, UsageError
+from edgekit.graph import check_tokens
 from edgekit.quantize import QuantGraph
 from edgekit.units import Bytes
 
@@ -215,15 +216,8 @@ class LitertSession:
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
-        tokens = np.asarray(ids, np.int32)
-        if self.position + len(tokens) > self.context:
-            raise UsageError(
-                f"{self.position + len(tokens)} tokens do not fit the context", hint=f"it holds {self.context}"
-            )
-        # LiteRT looks up what lies there.
-        outside = tokens[(tokens < 0) | (tokens >= self.vocab)]
-        if outside.size:
-            raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {self.vocab - 1}")
+        # LiteRT looks up whatever lies at a token outside.
+        tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context).astype(np.int32)
         logits = np.empty((len(tokens), self.vocab), np.float32)
         done, most = 0, self._rows[self._prefill]
         while done < len(tokens):
