@@ -32,7 +32,7 @@ from edgekit.engines.executorch_delegate import build_delegate
 from edgekit.engines.litert_bundle import Words
 from edgekit.engines.native import Extras, write_program
 from edgekit.engines.written import read_written
-from edgekit.errors import Damaged, UsageError
+from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.explain import Explained, explain
 from edgekit.forecast import Forecast, check_fit, forecast
 from edgekit.graph import build_graph
@@ -412,7 +412,13 @@ def check_operators(found: Forecast) -> None:
     """Nothing, if there are operators for the target, and for this machine, which tries the bundle.
 
     Raises:
+        Unsupported: the target cannot load the library that has them.
         TargetMissing: there are none.
     """
+    if found.target.libc != "glibc":
+        raise Unsupported(
+            f"{found.target.name} has no glibc, which the library with edgekit's kernels for ONNX Runtime needs",
+            hint="--portable leaves it out, --engine native needs no library",
+        )
     for triple in (found.target.triple, load_target(HOST).triple):
         find_built(OPERATORS, triple)

@@ -56,6 +56,7 @@ class Target:
     dram: tuple[Rate, ...]
     sources: tuple[str, ...]
     shared_cache: tuple[Rate, ...] = ()
+    libc: str = "glibc"  # the system's, which an app's libraries need
 
     @property
     def architecture(self) -> str:
@@ -130,6 +131,7 @@ def load_target(name: str) -> Target:
         name=name,
         title=table["title"],
         triple=table["triple"],
+        libc=table.get("libc", "glibc"),
         qemu_cpu=table.get("qemu_cpu"),
         features=frozenset.intersection(*(cluster.core.features for cluster in clusters)),
         clusters=clusters,

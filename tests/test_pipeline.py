@@ -331,6 +331,13 @@ def test_a_bundle_of_another_checkpoint_is_known_as_such(order, cache, tmp_path)
     assert not is_made_from(other, open_bundle(order.output))
 
 
+def test_android_is_refused_a_library_that_it_cannot_load(order, cache):
+    with pytest.raises(Unsupported, match="android-arm64 has no glibc"):
+        compiled(replace(order, target="android-arm64", engine="onnxruntime"), cache)
+    assert not order.output.exists()
+    compiled(replace(order, target="android-arm64", engine="onnxruntime", portable=True), cache)
+
+
 @pytest.mark.emulator
 @pytest.mark.parametrize("target", ["rpi-zero2w", "rpi4", "rpi5", "android-armv9"])
 def test_arm_bundles_are_tried_on_their_emulated_cpu_with_the_same_result(order, cache, emulator, target):

@@ -55,6 +55,7 @@ def describe(target: Target) -> dict[str, object]:
         "name": target.name,
         "title": target.title,
         "triple": target.triple,
+        "libc": target.libc,
         "isas": [isa.word for isa in target.isas],
         "qemu_cpu": target.qemu_cpu,
         "cores": [
