@@ -21,7 +21,7 @@ from edgekit.engines.written import Written, read_written
 from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError
 from edgekit.graph import Session, build_graph
 from edgekit.portable import portable_onnx
-from edgekit.quantize import QuantGraph, quantize
+from edgekit.quantize import QuantGraph, QuantTensor, quantize
 from edgekit.scheme import parse_recipe
 from edgekit.selftest import relative_error, tolerance
 from edgekit.testing import make_checkpoint
@@ -111,8 +111,45 @@ def test_what_is_said_of_a_model(mixed: tuple[Written, QuantGraph]) -> None:
     }
     head, norm = 320 * 64 // 2 + 320 * 2 * 2, 64 * 4
     assert written.weights_bytes == 2 * sum(layer.values()) + head + norm
-    assert written.bytes_per_token == written.weights_bytes
+    # XNNPACK widens halves when it packs them.
+    assert written.bytes_per_token == written.weights_bytes + 2 * 32 * 64 * 2
     assert written.weights_bytes < written.file.stat().st_size < written.weights_bytes + 160_000
+
+
+@pytest.mark.parametrize(("recipe", "runtime"), [("q4g32", "2"), ("q8g32", "2.14")])
+def test_matrices_of_zeros_keep_their_shapes(recipe: str, runtime: str, tmp_path: Path) -> None:
+    """As of a layer that was pruned: gate and up are [96, 64], down is [64, 96]."""
+    quant = suited(open_checkpoint(make_checkpoint(tmp_path / "checkpoint", layers=1)), recipe)
+    zeros = {name: without_values(tensor) for name, tensor in quant.tensors.items() if ".mlp." in name}
+    pruned = dataclasses.replace(quant, tensors={**quant.tensors, **zeros})
+    written = write_model(pruned, tmp_path, probe=b"", words=Words(None, (0,), None), runtime=runtime)
+    session = open_model(written, threads=1)
+    assert relative_error(expected(pruned, tmp_path), in_pieces(session)) < tolerance(
+        quant.schemes.values(), 1, compares_rounded=False
+    )
+    session.close()
+
+
+def without_values(tensor: QuantTensor) -> QuantTensor:
+    codes, scales = np.zeros(tensor.shape, np.int8), np.full(tensor.scales.shape, 0x3F80, np.uint16)  # scales of 1
+    return dataclasses.replace(tensor, codes=codes, scales=scales)
+
+
+@pytest.mark.parametrize("recipe", ["q8g32", "f32"])
+def test_equal_matrices_are_one(recipe: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", layers=1, tied=False))
+    quant = suited(checkpoint, recipe)
+    head = dataclasses.replace(quant.tensors["model.embed_tokens.weight"], name="lm_head.weight")
+    equal = dataclasses.replace(quant, tensors={**quant.tensors, "lm_head.weight": head})
+    written = write_model(equal, tmp_path, probe=b"", words=Words(None, (0,), None))
+    # n of: gate, up and the table, whose rows are 64 long; q, k, v and o; down, of 96.
+    rows, long_rows = (96 + 96 + 320) + (64 + 32 + 32 + 64), 64
+    norms, weights = 3 * 64 * 4, rows * 64 + long_rows * 96
+    in_codes = weights + (rows + long_rows) * 4  # one float32 scale a row
+    assert written.weights_bytes == norms + (4 * weights if recipe == "f32" else in_codes)
+    # The head is read, rows of the table are looked up.
+    assert written.bytes_per_token == written.weights_bytes
+    assert written.weights_bytes < written.file.stat().st_size < written.weights_bytes + 100_000
 
 
 def test_the_same_codes_give_the_same_files(
@@ -173,6 +210,8 @@ def test_for_tflite_runtime_eight_bits_are_widened_before_use(checkpoint: Checkp
     assert sorted(matrices) == sorted([*names, *names, "embed_tokens"])
     versions = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 1, "DEQUANTIZE": 5}  # what tflite-runtime 2.14 has at most
     assert operator_versions(written.file).items() >= versions.items()
+    # A token reads them in float32: a layer has 4 projections, 3 matrices of 64 by 96 and 2 norms.
+    assert written.bytes_per_token == 4 * (2 * (192 * 64 + 3 * 64 * 96 + 2 * 64) + 320 * 64 + 64)
     session = open_model(written, threads=1)
     # Activations stay in float32 then.
     assert relative_error(expected(quant, tmp_path), in_pieces(session)) < 2e-2

@@ -28,7 +28,9 @@ from edgekit.units import Bytes
 from edgekit.xnnpack import row_scales
 
 Array = npt.NDArray[Any]
+_Key = tuple[int, int, str]  # of a matrix: n, k and a digest of its values
 
+_TABLE: Final = "model.embed_tokens.weight"
 _ALIGNMENT: Final = 64
 _IDENTIFIER: Final = b"TFL3"
 # The first versions of the operators that take such weights: an older runtime refuses the file instead of guessing.
@@ -41,7 +43,7 @@ _VERSIONS: Final[Mapping[str, Mapping[str, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The file, the bytes of its weights, and how many of them a token reads: all but the rows that are looked up."""
+    """The file, the bytes of weights in it, and those that a token reads in memory, but for rows that are looked up."""
 
     model: bytes | bytearray
     weights_bytes: Bytes
@@ -133,8 +135,12 @@ class _File:
 
         self.schema = schema
         self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(self.converted, 0))
-        # Matrices are found by their values, for the converter has names of its own; of equal ones one stands for all.
-        self.names = {_digest(tensor.values()): name for name, tensor in self.quant.tensors.items()}
+        # Found by shape and values, for the converter has names of its own. Of equal matrices one stands for all.
+        self.names: dict[_Key, str] = {}
+        self.stands_for = {
+            name: self.names.setdefault(_key(tensor.shape, tensor.values()), name)
+            for name, tensor in self.quant.tensors.items()
+        }
 
     def constants(self, graph: Any) -> list[int]:
         """The float32 matrices of a subgraph."""
@@ -151,7 +157,7 @@ class _File:
     def store(self, graph: Any, index: int) -> None:
         """Replaces the values of a constant, if they are a matrix's, by its codes."""
         tensor = graph.tensors[index]
-        name = self.names.get(_digest(self.model.buffers[tensor.buffer].data))
+        name = self.names.get(_key(tensor.shape, self.model.buffers[tensor.buffer].data))
         if name is None:
             return
         self.found.add(name)
@@ -260,17 +266,25 @@ class _File:
         made: bytearray = builder.Output()
         return made
 
-    def matrix_bytes(self, name: str) -> int:
-        return self.codes[name].nbytes if name in self.codes else 4 * int(np.prod(self.quant.tensors[name].shape))
-
     def weights_bytes(self) -> Bytes:
-        vectors = sum(vector.nbytes for vector in self.quant.vectors.values())
-        return Bytes(vectors + sum(map(self.matrix_bytes, self.quant.tensors)))
+        """Those in the file, where equal matrices are one."""
+        held = (self.codes[name].nbytes if name in self.codes else self.float_bytes(name) for name in self.found)
+        return Bytes(self.vector_bytes() + sum(held))
 
     def bytes_per_token(self) -> Bytes:
-        decoder = self.quant.graph.decoder
-        looked_up = 0 if decoder.tied else self.matrix_bytes("model.embed_tokens.weight")
-        return Bytes(self.weights_bytes() - looked_up)
+        """Those in memory: of every matrix that is multiplied by, in float32 where it is widened."""
+        multiplied = set(self.quant.tensors) - (set() if self.quant.graph.decoder.tied else {_TABLE})
+        read = 0
+        for name in multiplied:
+            codes = self.codes.get(self.stands_for[name])
+            read += self.float_bytes(name) if codes is None or codes.widened else codes.nbytes
+        return Bytes(self.vector_bytes() + read)
+
+    def float_bytes(self, name: str) -> int:
+        return 4 * int(np.prod(self.quant.tensors[name].shape))
+
+    def vector_bytes(self) -> int:
+        return sum(vector.nbytes for vector in self.quant.vectors.values())
 
 
 class _Aligned:
@@ -308,5 +322,6 @@ def _codes(tensor: QuantTensor, *, restricted: bool) -> _Codes:
     return _Codes("INT4", packed, widen_bf16(tensor.scales).astype(np.float16), block=tensor.scheme.group)
 
 
-def _digest(values: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
+def _key(shape: Sequence[int], values: Array) -> _Key:
+    n, k = map(int, shape)
+    return n, k, hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
