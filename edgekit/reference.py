@@ -19,7 +19,7 @@ from edgekit.coherence import Tokens
 from edgekit.errors import Damaged, Unsupported, UsageError
 from edgekit.graph import Session, build_graph, save_graph
 from edgekit.methods import Inputs
-from edgekit.tokenizer_json import read_tokenizer
+from edgekit.tokenizer_json import load_tokenizer, read_tokenizer
 
 CALIBRATION_SEQUENCES: Final = 128
 _SHARED_RUN: Final = 32  # tokens in a row that two texts do not share by chance
@@ -137,7 +137,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     file = tokenizer_file(checkpoint)
     read_tokenizer(file)
     try:
-        return Tokenizer.from_file(str(file))
+        return load_tokenizer(file)
     except Exception as error:
         # The package raises nothing narrower for a file that it cannot read.
         raise Damaged(f"{file} is not a tokenizer: {error}", hint="download it again") from error

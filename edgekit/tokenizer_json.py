@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tokenizers import Tokenizer
+
 from edgekit.errors import Damaged, Unsupported
 
 MAX_FILE_BYTES = 128 << 20
@@ -143,6 +145,17 @@ def read_tokenizer(tokenizer_json: Path) -> TokenizerSpec:
     """
     with about(tokenizer_json):
         return _read(_load(tokenizer_json))
+
+
+def load_tokenizer(tokenizer_json: Path) -> Tokenizer:
+    """The `tokenizers` package's own, of a file that read_tokenizer takes: it gives the runner's ids.
+
+    The package would obey truncation and padding, too.
+    """
+    tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -240,6 +240,18 @@ def test_a_generation_reports_what_design_asks_for(model: Path, capsys: pytest.C
     assert found["bandwidth"]["bytes_per_second"] == pytest.approx(moved / sum(found["latency"]["samples"]))
 
 
+def test_a_prompt_is_not_truncated_as_the_tokenizers_file_asks(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--prompt", "he was in the garden", "-n", 1, "--threads", 1]
+    expected = answer(capsys, "generate", model, *options)["prompt_tokens"]
+    content = json.loads(model.with_name("tokenizer.json").read_text())
+    content["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    other = copied(model, tmp_path)
+    other.with_name("tokenizer.json").write_text(json.dumps(content))
+    assert len(expected) > 4 and answer(capsys, "generate", other, *options)["prompt_tokens"] == expected
+
+
 def test_text_is_streamed_and_ends_with_a_line(model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert run("generate", model, "--prompt", "hello", "-n", 6, "--seed", 1, "--threads", 1) == 0
     streamed = capfdbinary.readouterr().out

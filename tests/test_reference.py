@@ -99,6 +99,15 @@ def test_a_pattern_that_the_runner_does_not_know_is_not_run_here_either(tmp_path
         probe_ids(open_checkpoint(path), TEXT)
 
 
+def test_truncation_in_the_tokenizers_file_is_left_out(tmp_path):
+    path = make_checkpoint(tmp_path / "tiny", context=64)
+    expected = tokens_of(open_checkpoint(path), TEXT).tolist()
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert len(expected) > 4 and tokens_of(open_checkpoint(path), TEXT).tolist() == expected
+
+
 def test_tokens_that_the_model_does_not_have_are_damage(tmp_path):
     path = make_checkpoint(tmp_path / "tiny", context=64)
     tokenizer = json.loads((path / "tokenizer.json").read_text())

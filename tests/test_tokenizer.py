@@ -40,7 +40,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported
 from edgekit.tokenizer import pack_tokenizer, render_chat
-from edgekit.tokenizer_json import PATTERNS
+from edgekit.tokenizer_json import PATTERNS, load_tokenizer
 
 FOLDER = ROOT / "kernels" / "tokenizer"
 TALES = ROOT / "edgekit" / "models" / "tales" / "tokenizer.json"
@@ -229,6 +229,22 @@ def test_every_known_pattern_splits_as_in_the_package(pattern: str, cli: Cli, tm
     content["model"]["merges"] = []
     content["pre_tokenizer"] = sequence("pretokenizers", split(pattern), byte_level(False, add_prefix_space=True))
     check_equal(cli, packed(content, tmp_path), [*fixed_texts(), *random_texts(8, 3000)])
+
+
+@pytest.mark.parametrize("side", ["Left", "Right"])
+def test_truncation_and_padding_in_the_file_are_left_out(cli: Cli, tmp_path: Path, side: str) -> None:
+    text, content = "he was in the garden when they came", gpt2()
+    content["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": side}
+    content["padding"] = {
+        **{"strategy": {"Fixed": 64}, "direction": side, "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"},
+    }
+    pair = packed(content, tmp_path)
+    assert len(pair.theirs.encode(text).ids) == 64
+    (ours,) = cli.encode(pair.ours, [text.encode()])
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode(text, add_special_tokens=False).ids == ours
+    del content["truncation"], content["padding"]
+    assert packed(content, tmp_path).theirs.encode(text).ids == ours
 
 
 @pytest.mark.parametrize("name", ["gpt2_flagged", "qwen2_flagged", "llama2_flagged", "llama3", "nfc_pieces"])

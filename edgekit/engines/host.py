@@ -28,6 +28,7 @@ from edgekit.engines.written import TOKENIZER, read_written
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
 from edgekit.kernels import read_ceiling
 from edgekit.target import detect_host, is_emulated
+from edgekit.tokenizer_json import load_tokenizer
 from edgekit.units import Bytes
 
 _SAMPLES_FOR_P99: Final = 100
@@ -55,7 +56,7 @@ class _Run:
         file = self.written.file.with_name(TOKENIZER)
         if not file.is_file():
             raise UsageError(f"there is no {TOKENIZER} beside the model", hint="give --tokens")
-        return Tokenizer.from_file(str(file))
+        return load_tokenizer(file)
 
     def bytes_per_token(self, depth: int, count: int) -> float:
         """What a token reads, of weights and cache: the mean of `count` tokens after `depth` others."""

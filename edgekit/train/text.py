@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from edgekit.disk import appearing
 from edgekit.errors import Damaged, UsageError
+from edgekit.tokenizer_json import load_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -109,7 +110,7 @@ def kept_tokenizer(files: Sequence[Path], vocab: int, folder: Path, *, separator
             )
         with appearing(file) as stream:
             stream.write(tokenizer.to_str().encode())
-    return Tokenizer.from_file(str(file))
+    return load_tokenizer(file)
 
 
 def tokenize(

@@ -17,6 +17,8 @@ if (bundle / "model.edge").exists():  # with edgekit's kernels; without this a p
     options.register_custom_ops_library(str(bundle / "libedgekit_onnxruntime.so"))
 session = onnxruntime.InferenceSession(bundle / "model.onnx", options, providers=["CPUExecutionProvider"])
 tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+tokenizer.no_truncation()  # which a file may ask for, and padding: both are about batches in training
+tokenizer.no_padding()
 
 # A portable graph takes its cache and gives it back; the node with edgekit's kernels keeps it.
 feeds = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("past_")}
