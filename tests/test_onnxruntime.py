@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from tokenizers_zoo import template
 
 from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.coherence import make_probe, metrics
@@ -24,7 +25,7 @@ from edgekit.errors import Damaged, Unsupported
 from edgekit.graph import Session, build_graph, session_options
 from edgekit.quantize import quantize
 from edgekit.scheme import parse_recipe
-from edgekit.testing import make_checkpoint
+from edgekit.testing import END_OF_TEXT, make_checkpoint
 
 Float32 = npt.NDArray[np.float32]
 
@@ -250,6 +251,18 @@ def test_a_prompt_is_not_truncated_as_the_tokenizers_file_asks(
     other = copied(model, tmp_path)
     other.with_name("tokenizer.json").write_text(json.dumps(content))
     assert len(expected) > 4 and answer(capsys, "generate", other, *options)["prompt_tokens"] == expected
+
+
+def test_the_end_of_text_that_a_template_puts_after_a_prompt_is_left_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--prompt", f"he was{END_OF_TEXT}", "-n", 1, "--threads", 1]
+    expected = answer(capsys, "generate", model, *options)["prompt_tokens"]
+    content = json.loads(model.with_name("tokenizer.json").read_text())
+    content["post_processor"] = template([], [(END_OF_TEXT, 0)])
+    other = copied(model, tmp_path)
+    other.with_name("tokenizer.json").write_text(json.dumps(content))
+    assert expected[-1] == 0 and answer(capsys, "generate", other, *options)["prompt_tokens"] == expected
 
 
 def test_text_is_streamed_and_ends_with_a_line(model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -38,6 +38,7 @@ from tokenizers_zoo import (
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from edgekit.engines.text_stream import TextStream
 from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported
 from edgekit.tokenizer import pack_tokenizer, render_chat
 from edgekit.tokenizer_json import PATTERNS, load_tokenizer
@@ -212,6 +213,55 @@ def test_wrong_bytes_encode_as_replacement_characters(name: str, cli: Cli, pairs
 def test_a_stream_gives_the_text_that_was_encoded(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
     ids = [encoding.ids for encoding in pairs[name].theirs.encode_batch(fixed_texts())]
     assert cli.decode(pairs[name].ours, ids, "D") == pairs[name].theirs.decode_batch(ids)
+
+
+def random_ids(pair: Pair, seed: int) -> list[list[int]]:
+    """Ids of texts, and ids in any order, many of them of byte tokens."""
+    source, count = random.Random(seed), pair.theirs.get_vocab_size()
+    texts = [*fixed_texts(), *random_texts(seed, 200, [text for text, _ in FLAGS])]
+    ids = [encoding.ids for encoding in pair.theirs.encode_batch(texts)]
+    ids += [[source.randrange(count) for _ in range(source.randint(1, 30))] for _ in range(300)]
+    return ids + [[source.randrange(min(count, 262)) for _ in range(source.randint(1, 12))] for _ in range(1000)]
+
+
+def streamed(theirs: Tokenizer, prompt: list[int], ids: list[int], *, may_be_open: bool) -> str:
+    stream = TextStream(theirs, prompt, may_be_open=may_be_open)
+    return "".join([*map(stream.push, ids), stream.finish()])
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_hosts_stream_gives_what_the_runners_gives(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
+    ids = random_ids(pairs[name], 10)
+    for each, expected in zip(ids, cli.decode(pairs[name].ours, ids, "D"), strict=True):
+        assert streamed(pairs[name].theirs, [], each, may_be_open=True) == expected, each
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_hosts_stream_continues_what_a_prompt_leaves_open(name: str, cli: Cli, pairs: dict[str, Pair]) -> None:
+    pair, source = pairs[name], random.Random(11)
+    ids = [encoding.ids for encoding in pair.theirs.encode_batch(fixed_texts())]
+    prompts = [each[: source.randint(0, len(each))] for each in ids]
+    shown, wholes = (cli.decode(pair.ours, each, "D") for each in (prompts, ids))
+    for each, prompt, before, whole in zip(ids, prompts, shown, wholes, strict=True):
+        if "\ufffd" not in whole:
+            expected = whole[len(before.rstrip("\ufffd")) :]
+            assert streamed(pair.theirs, prompt, each[len(prompt) :], may_be_open=True) == expected, (each, prompt)
+
+
+def test_a_prompt_that_is_text_leaves_nothing_open(pairs: dict[str, Pair]) -> None:
+    theirs = pairs["gpt2"].theirs
+    prompt, ids = theirs.encode("a\ufffd").ids, theirs.encode("b").ids
+    assert streamed(theirs, prompt, ids, may_be_open=False) == "b"
+
+
+def test_what_was_shown_of_a_run_of_bytes_stays_when_a_wrong_one_follows(pairs: dict[str, Pair]) -> None:
+    theirs = pairs["llama2"].theirs
+    u, c3, a9, ff = (theirs.token_to_id(f"<0x{byte:02X}>") for byte in (0x75, 0xC3, 0xA9, 0xFF))
+    word = theirs.token_to_id("\u2581w")
+    stream = TextStream(theirs, [word], may_be_open=False)
+    assert [stream.push(token) for token in (u, c3, a9, ff, u, word)] == ["u", "", "\u00e9", "", "", "\ufffd\ufffd w"]
+    assert [stream.push(token) for token in (u, c3)] == ["u", ""] and stream.finish() == "\ufffd"
+    assert theirs.decode([u, c3, a9, ff]) == "\ufffd\ufffd\ufffd\ufffd"
 
 
 def test_a_million_letters_in_one_word_are_encoded(cli: Cli, pairs: dict[str, Pair]) -> None:

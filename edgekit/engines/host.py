@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from edgekit.coherence import nearest_rank
 from edgekit.engines import Session, find_engine
 from edgekit.engines.host_options import parse
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
+from edgekit.engines.text_stream import TextStream
 from edgekit.engines.written import TOKENIZER, read_written
 from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
 from edgekit.kernels import read_ceiling
@@ -106,7 +106,7 @@ def generate(options: argparse.Namespace) -> None:
     sampler = Sampler(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed, set(prompt)
     )
-    show = _Printer(run, prompt, prints=options.json != "-")
+    show = _Printer(run, prompt, may_be_open=options.tokens is not None, prints=options.json != "-")
     made: list[int] = []
     samples: list[float] = []
     stop = "length"
@@ -229,24 +229,27 @@ def logits(options: argparse.Namespace) -> None:
 class _Printer:
     """Gives the text of tokens as it becomes whole. What the prompt leaves open continues in the answer."""
 
-    def __init__(self, run: _Run, prompt: Sequence[int], *, prints: bool) -> None:
+    def __init__(self, run: _Run, prompt: Sequence[int], *, may_be_open: bool, prints: bool) -> None:
         has_text = run.written.file.with_name(TOKENIZER).is_file()
-        self.tokenizer = run.tokenizer() if has_text else None
-        self.stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+        self.stream = TextStream(run.tokenizer(), prompt, may_be_open=may_be_open) if has_text else None
         self.prints = prints
         self.text = ""
 
     def push(self, token: int) -> None:
-        piece = self.stream.step(self.tokenizer, token) if self.tokenizer is not None else None
-        if piece:
-            self.text += piece
-            if self.prints:
-                sys.stdout.buffer.write(piece.encode("utf-8", "replace"))
-                sys.stdout.buffer.flush()
+        if self.stream is not None:
+            self._show(self.stream.push(token))
 
     def finish(self) -> None:
+        if self.stream is not None:
+            self._show(self.stream.finish())
         if self.prints:
             print(flush=True)
+
+    def _show(self, piece: str) -> None:
+        self.text += piece
+        if self.prints and piece:
+            sys.stdout.buffer.write(piece.encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
 
 
 def _prompt(options: argparse.Namespace, run: _Run) -> list[int]:
@@ -264,7 +267,11 @@ def _prompt(options: argparse.Namespace, run: _Run) -> list[int]:
         text = options.prompt
         if text is None:
             text = _read(options.prompt_file, _MOST_PROMPT_BYTES).decode("utf-8", "replace")
-        prompt = run.tokenizer().encode(text, add_special_tokens=not options.raw).ids
+        encoded = run.tokenizer().encode(text, add_special_tokens=not options.raw)
+        prompt = encoded.ids
+        # What ends the text where the template puts it after every text: the answer continues the text.
+        while prompt and encoded.special_tokens_mask[len(prompt) - 1] and prompt[-1] in run.written.eos:
+            prompt.pop()
     if not prompt and run.written.bos is not None:
         prompt = [run.written.bos]
     if not prompt:
