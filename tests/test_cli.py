@@ -457,6 +457,19 @@ def test_compile_says_when_the_program_of_the_board_was_not_run(model, tmp_path,
     assert "was not run" not in run("compile", model, "--target", "host", "-o", tmp_path / "host").stderr
 
 
+@pytest.mark.parametrize(("engine", "what"), [("onnxruntime", "library"), ("executorch", "delegate")])
+def test_compile_says_that_what_an_engine_loads_on_the_board_was_not_run(model, tmp_path, engine, what):
+    said = f"the {what} for rpi5 was not run: its model was, by this machine's {what} (run the bundle on the board"
+    options = ("--engine", engine, "-o")
+    assert said in run("compile", model, "--target", "rpi5", *options, tmp_path / "board").stderr
+    assert "was not run" not in run("compile", model, "--target", "host", *options, tmp_path / "host").stderr
+
+
+def test_what_is_portable_has_nothing_that_was_not_run(model, tmp_path):
+    options = ("--engine", "onnxruntime", "--portable", "-o", tmp_path / "bundle")
+    assert "was not run" not in run("compile", model, "--target", "rpi5", *options).stderr
+
+
 def test_bench_does_not_calibrate_where_it_cannot_be_remembered(copy, monkeypatch):
     def fail(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied", str(copy / "tmpx"))

@@ -23,6 +23,14 @@ from edgekit.scheme import DEFAULT_RECIPE, find_recipe, parse_recipe
 from edgekit.target import HOST, load_target
 from edgekit.units import Bytes, counted, rounded
 
+# What of edgekit's runs on the board, and how it can be tried where this machine cannot.
+_ON_THE_BOARD = "run the bundle on the board, or emulated as README.md says under Targets and devices"
+_NOT_RUN = {
+    "native": ("program", "apt install qemu-user-static and compile again, or run the bundle on the board"),
+    "onnxruntime": ("library", _ON_THE_BOARD),
+    "executorch": ("delegate", _ON_THE_BOARD),
+}
+
 
 @click.command
 @_options.model
@@ -120,13 +128,10 @@ def command(
             show_choices(outcome.explained)
         elif explained:
             _show_outside(outcome.bundle.engine, outcome.outside)
-    if (
-        engine == "native"
-        and outcome.agreement.ran_on == "local"
-        and load_target(target).triple != load_target(HOST).triple
-    ):
-        hint = "apt install qemu-user-static and compile again, or run the bundle on the board"
-        warn(f"the program for {target} was not run: its model was, by this machine's program ({hint})")
+    is_ours, is_foreign = outcome.bundle.kernels == "edgekit", load_target(target).triple != load_target(HOST).triple
+    if is_ours and is_foreign and outcome.agreement.ran_on == "local":
+        what, hint = _NOT_RUN[engine]
+        warn(f"the {what} for {target} was not run: its model was, by this machine's {what} ({hint})")
     for note in outcome.notes:
         warn(note)
     if (verdict := outcome.measurement.coherence.get("verdict")) != "coherent":
