@@ -1,6 +1,7 @@
 """The delegate is built once for each ExecuTorch, compiler and edgekit; what is missing for it is said."""
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -55,6 +56,19 @@ def test_the_library_is_built_once(sdk: Path, calls: Path) -> None:
     assert library.read_bytes()[:4] == b"\x7fELF"
     assert build_delegate(user_cache(), lambda: told.append("builds")) == library
     assert calls.read_text() == "x\n" and told == ["builds"]
+
+
+def test_a_folder_that_is_called_executorch_too_is_no_runtime(
+    sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bundle may be, in the current directory, where python -m looks first."""
+    (tmp_path / "executorch").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "executorch", raising=False)
+    spec = importlib.util.find_spec("executorch")
+    assert spec is not None and spec.submodule_search_locations is not None
+    assert next(iter(spec.submodule_search_locations)) == str(tmp_path / "executorch")
+    assert build_delegate(user_cache()).is_file()
 
 
 def test_another_source_is_another_library(sdk: Path, calls: Path) -> None:

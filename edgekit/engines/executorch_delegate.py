@@ -32,6 +32,7 @@ BACKEND: Final = "EdgekitBackend"
 LIBRARY: Final = "libedgekit_executorch.so"
 
 _STAGE: Final = "executorch"
+_RUNTIME: Final = Path("extension", "pybindings")
 _FLAGS: Final = (
     "-std=c++20", "-O2", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden",
     "-DC10_USING_CUSTOM_GENERATED_MACROS", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections",
@@ -121,7 +122,7 @@ def build_delegate(cache: Cache, on_build: Callable[[], None] = lambda: None) ->
             f"for an emulated board {BACKEND} has to be built by a cross compiler",
             hint="compile with --portable; or give CXX and EDGEKIT_SDK as README.md says under ExecuTorch",
         )
-    runtime = executorch / "extension" / "pybindings"
+    runtime = executorch / _RUNTIME
     library = next(iter(sorted(runtime.glob("_portable_lib.*.so"))), None)
     if library is None:
         raise TargetMissing(f"{version()} has no library in {runtime}", hint="install it for this machine")
@@ -152,7 +153,9 @@ def _executorch_folder() -> Path:
     spec = importlib.util.find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise _missing()
-    return Path(next(iter(spec.submodule_search_locations)))
+    # A namespace package: any folder of that name on sys.path, such as a bundle, is one of its locations.
+    folders = [Path(location) for location in spec.submodule_search_locations]
+    return next((folder for folder in folders if (folder / _RUNTIME).is_dir()), folders[0])
 
 
 def _missing() -> TargetMissing:
