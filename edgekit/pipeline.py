@@ -55,7 +55,7 @@ from edgekit.selftest import Agreement, Trial, host_trial, native_trial, try_mod
 from edgekit.target import HOST, load_target
 from edgekit.tokenizer import pack_tokenizer
 from edgekit.units import Bytes
-from edgekit.xnnpack import Suited, suit_xnnpack
+from edgekit.xnnpack import Suited, check_rows, suit_xnnpack
 
 _LARGE = 300_000_000  # parameters
 _CONTINUATIONS_IF_LARGE = 3
@@ -135,6 +135,10 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
             check_native(found)
         if (order.engine, kernels) == ("onnxruntime", "edgekit"):
             check_operators(found)
+        if (order.engine, kernels) in _BY_XNNPACK and _has_four_bits(order):
+            check_rows(found.quant)
+        if order.engine == "litert":
+            litert.check_size(found.quant.graph.decoder)
         if (order.engine, kernels) == ("executorch", "edgekit"):
             build_delegate(cache, lambda: progress("build: the delegate for ExecuTorch", 0, 0))
         ids = probe_ids(found.checkpoint, order.probe_text)
@@ -321,7 +325,12 @@ def _suited(order: Order, kernels: str, quant: QuantGraph) -> Suited:
     """The graph in codes that the engine's kernels take: what is written, and what that is compared with."""
     if (order.engine, kernels) not in _BY_XNNPACK:
         return Suited(quant, ())
-    return suit_xnnpack(quant, four_bits=order.litert_runtime == litert.RUNTIMES[0])
+    return suit_xnnpack(quant, four_bits=_has_four_bits(order))
+
+
+def _has_four_bits(order: Order) -> bool:
+    """False for tflite-runtime 2.14."""
+    return order.litert_runtime == litert.RUNTIMES[0]
 
 
 def _contents(found: Forecast, quant: QuantGraph, trial: Trial, measurement: Measurement) -> Contents:

@@ -39,12 +39,30 @@ class Suited:
     notes: tuple[str, ...]
 
 
+def check_rows(quant: QuantGraph) -> None:
+    """Nothing, if XNNPACK takes every matrix in 4 bits that has them or fewer. Schemes and shapes tell.
+
+    Raises:
+        Unsupported: rows that are no multiple of 32.
+    """
+    shapes, least = quant.graph.decoder.tensor_shapes(), min(GROUPS)
+    refused = [name for name, scheme in quant.schemes.items() if scheme.bits < 8 and shapes[name][1] % least]
+    if refused:
+        which = f"{refused[0]} has" if len(refused) == 1 else f"{refused[0]} and {len(refused) - 1} others have"
+        raise Unsupported(
+            f"{which} rows that are no multiple of {least}, and XNNPACK takes 4 bits in whole blocks of {least}",
+            hint="give them 8 bits, for example --recipe q8g32",
+        )
+
+
 def suit_xnnpack(quant: QuantGraph, *, four_bits: bool = True) -> Suited:
     """The graph in codes that XNNPACK takes, those of fewer than 8 bits in INT4 or, without `four_bits`, in 8 bits.
 
     Raises:
         Unsupported: rows that are no multiple of 32, in 4 bits.
     """
+    if four_bits:
+        check_rows(quant)
     tensors, rounded, blocks, rows = {}, 0, 0, 0
     for name, tensor in quant.tensors.items():
         if tensor.scheme.is_float:
@@ -66,18 +84,11 @@ def suit_xnnpack(quant: QuantGraph, *, four_bits: bool = True) -> Suited:
 def in_blocks(tensor: QuantTensor) -> tuple[QuantTensor, int]:
     """The matrix in 4 bits with positive scales, and how many of its blocks were rounded again.
 
-    A block is the largest of 128, 64 and 32 weights that groups and rows are made of. float16 holds the scales exactly.
-
-    Raises:
-        Unsupported: rows that are no multiple of 32.
+    A block is the largest of 128, 64 and 32 weights that groups and rows are made of; rows are a multiple of 32.
+    float16 holds the scales exactly.
     """
     scheme, (n, k) = tensor.scheme, tensor.shape
-    block = next((size for size in sorted(GROUPS, reverse=True) if size <= scheme.group and k % size == 0), 0)
-    if not block:
-        raise Unsupported(
-            f"{tensor.name} has rows of {k} weights, and XNNPACK takes 4 bits in whole blocks of 32",
-            hint=f"give it 8 bits: --recipe ...,{tensor.name.removesuffix('.weight')}=q8g32",
-        )
+    block = next(size for size in sorted(GROUPS, reverse=True) if size <= scheme.group and k % size == 0)
     codes = np.empty((n, k), np.int8)
     scales = np.empty((n, k // block), np.float32)
     rounded = 0

@@ -12,6 +12,7 @@ from edgekit import pipeline
 from edgekit.bundle import open_bundle, verify_bundle
 from edgekit.cache import Cache
 from edgekit.checkpoint import open_checkpoint
+from edgekit.engines import litert
 from edgekit.errors import Damaged, DoesNotFit, GateFailed, TargetMissing, Unsupported, UsageError
 from edgekit.pipeline import Order, build, forecast, is_made_from
 from edgekit.scheme import parse_recipe
@@ -310,6 +311,25 @@ def test_what_is_not_installed_is_noticed_before_anything_takes_long(
         compiled(replace(order, engine=engine, portable=portable), cache, stages)
     assert caught.value.hint == f"pip install 'edgekit[{engine}]'"
     assert (caught.value.exit_code, stages) == (4, [])
+
+
+@pytest.mark.parametrize(("engine", "portable"), [("executorch", True), ("litert", False)])
+def test_rows_that_xnnpack_does_not_take_are_refused_before_anything_takes_long(
+    order, cache, tmp_path, engine, portable
+):
+    model = make_checkpoint(tmp_path / "narrow", context=64, hidden=48)
+    stages = []
+    with pytest.raises(Unsupported, match="XNNPACK takes 4 bits in whole blocks of 32"):
+        compiled(replace(order, model=model, engine=engine, portable=portable), cache, stages)
+    assert stages == []
+
+
+def test_a_model_beyond_a_flatbuffer_is_refused_before_anything_takes_long(order, cache, monkeypatch):
+    monkeypatch.setattr(litert, "_MOST_BYTES", 1 << 10)
+    stages = []
+    with pytest.raises(Unsupported, match=r"a \.tflite file ends at 2 GiB"):
+        compiled(replace(order, engine="litert"), cache, stages)
+    assert stages == []
 
 
 def test_a_missing_runner_of_this_machine_is_noticed_before_anything_takes_long(order, cache, monkeypatch, tmp_path):

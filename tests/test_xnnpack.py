@@ -9,10 +9,10 @@ import pytest
 from edgekit.checkpoint import open_checkpoint
 from edgekit.errors import Unsupported
 from edgekit.graph import build_graph
-from edgekit.quantize import QuantTensor, quantize, widen_bf16
+from edgekit.quantize import QuantTensor, assign, quantize, widen_bf16
 from edgekit.scheme import parse_recipe, parse_scheme
 from edgekit.testing import make_checkpoint
-from edgekit.xnnpack import in_blocks, in_rows, row_scales, suit_xnnpack
+from edgekit.xnnpack import check_rows, in_blocks, in_rows, row_scales, suit_xnnpack
 
 
 def quant_tensor(scheme: str, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float64]) -> QuantTensor:
@@ -86,10 +86,23 @@ def test_scales_are_exact_in_float16() -> None:
     np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
 
 
-def test_rows_that_are_no_whole_blocks_are_refused() -> None:
-    with pytest.raises(Unsupported, match=r"model\.x\.weight has rows of 40 weights") as refusal:
-        in_blocks(random_tensor("q4g32", 2, 40))
-    assert "model.x=q8g32" in refusal.value.hint
+@pytest.mark.parametrize(
+    ("recipe", "which"),
+    [
+        ("q4g32,*.down_proj=q8g32", r"model\.embed_tokens\.weight and 6 others have"),
+        ("q3g64,head=f16,*.down_proj=q2g64,*_proj=q8g32", r"model\.layers\.0\.mlp\.down_proj\.weight has"),
+    ],
+)
+def test_rows_that_are_no_whole_blocks_are_refused_by_schemes_and_shapes(
+    recipe: str, which: str, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path, layers=1, hidden=48, intermediate=80))
+    graph = build_graph(checkpoint, context=8)
+    with pytest.raises(Unsupported, match=f"^{which} rows that are no multiple of 32, and") as refusal:
+        check_rows(assign(graph, parse_recipe(recipe)))
+    assert refusal.value.hint == "give them 8 bits, for example --recipe q8g32"
+    check_rows(assign(graph, parse_recipe("q8g32")))
+    suit_xnnpack(quantize(graph, checkpoint, parse_recipe(recipe)), four_bits=False)
 
 
 @pytest.mark.parametrize("scheme", ["q8g32", "q4g32", "q3g64", "t2g32"])

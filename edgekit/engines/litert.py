@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.archs import Decoder
 from edgekit.disk import appearing
 from edgekit.engines import ARTIFACTS, Outside, Session, by_operator, installed_version
 from edgekit.engines.litert_bundle import Words, write_bundle
@@ -58,6 +59,20 @@ def version() -> str:
     return f"{_RUNTIME} {installed_version(_RUNTIME, extra='litert')}"
 
 
+def check_size(decoder: Decoder) -> None:
+    """Nothing, if a .tflite file can hold the model.
+
+    Raises:
+        Unsupported: it cannot.
+    """
+    values = sum(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
+    if 4 * values > _MOST_BYTES:
+        raise Unsupported(
+            f"a model of {values / 1e6:.0f} million weights is converted in float32, and a .tflite file ends at 2 GiB",
+            hint="another engine: --engine native, onnxruntime or executorch",
+        )
+
+
 def write_model(
     quant: QuantGraph,
     folder: Path,
@@ -80,12 +95,7 @@ def write_model(
         raise UsageError(f"unknown LiteRT runtime '{runtime}'", hint=f"one of: {', '.join(RUNTIMES)}")
     made_with = version()
     decoder = quant.graph.decoder
-    values = sum(int(np.prod(shape)) for shape in decoder.tensor_shapes().values())
-    if 4 * values > _MOST_BYTES:
-        raise Unsupported(
-            f"a model of {values / 1e6:.0f} million weights is converted in float32, and a .tflite file ends at 2 GiB",
-            hint="another engine: --engine native, onnxruntime or executorch",
-        )
+    check_size(decoder)
     stored = store_weights(_convert(quant), quant, restricted=runtime == "2.14")
     file = folder / MODEL
     with appearing(file) as stream:
