@@ -17,6 +17,7 @@ from edgekit.checkpoint import Checkpoint, open_checkpoint
 from edgekit.engines.host import main
 from edgekit.engines.litert import nodes_outside, open_model, write_model
 from edgekit.engines.litert_bundle import Words
+from edgekit.engines.litert_weights import check_file
 from edgekit.engines.written import Written, read_written
 from edgekit.errors import Damaged, TargetMissing, Unsupported, UsageError
 from edgekit.graph import Session, build_graph
@@ -31,6 +32,13 @@ Float32 = npt.NDArray[np.float32]
 
 CONTEXT = 140
 MIXED = "q4g64,head=q4g32,*.o_proj=q2g64,*.down_proj=q8g32,*.v_proj=f16,*.q_proj=f32"
+# The highest version of each operator that tflite-runtime 2.14.0 takes: raised in a file until it was refused.
+OF_TFLITE_RUNTIME = {
+    "ADD": 5, "BATCH_MATMUL": 4, "BROADCAST_TO": 3, "CONCATENATION": 4, "DEQUANTIZE": 5, "DIV": 2,
+    "DYNAMIC_UPDATE_SLICE": 1, "EMBEDDING_LOOKUP": 3, "EXP": 2, "FULLY_CONNECTED": 10, "GATHER_ND": 4, "LESS": 3,
+    "LESS_EQUAL": 2, "LOGISTIC": 3, "MAXIMUM": 4, "MEAN": 3, "MUL": 7, "PACK": 4, "REDUCE_MAX": 3, "RESHAPE": 1,
+    "RSQRT": 2, "SELECT": 4, "SELECT_V2": 2, "SLICE": 6, "SOFTMAX": 3, "SUB": 5, "TRANSPOSE": 6,
+}  # fmt: skip
 IDS = np.random.default_rng(0).integers(1, 270, CONTEXT)
 
 
@@ -208,14 +216,17 @@ def test_for_tflite_runtime_eight_bits_are_widened_before_use(checkpoint: Checkp
     matrices = [name.split(".")[-2] for name in products.matrices]
     assert (products.operator, products.count) == ("FULLY_CONNECTED", 13)
     assert sorted(matrices) == sorted([*names, *names, "embed_tokens"])
-    versions = {"FULLY_CONNECTED": 5, "EMBEDDING_LOOKUP": 1, "DEQUANTIZE": 5}  # what tflite-runtime 2.14 has at most
-    assert operator_versions(written.file).items() >= versions.items()
+    assert newer_operators(written.file) == set()
     # A token reads them in float32: a layer has 4 projections, 3 matrices of 64 by 96 and 2 norms.
     assert written.bytes_per_token == 4 * (2 * (192 * 64 + 3 * 64 * 96 + 2 * 64) + 320 * 64 + 64)
     session = open_model(written, threads=1)
     # Activations stay in float32 then.
     assert relative_error(expected(quant, tmp_path), in_pieces(session)) < 2e-2
     session.close()
+
+
+def test_what_is_written_for_litert_is_too_new_for_tflite_runtime(mixed: tuple[Written, QuantGraph]) -> None:
+    assert newer_operators(mixed[0].file) == {("FULLY_CONNECTED", 12), ("FULLY_CONNECTED", 13), ("EMBEDDING_LOOKUP", 4)}
 
 
 def schema_model(file: Path) -> Any:
@@ -237,15 +248,15 @@ def operators(file: Path) -> dict[str, int]:
     return {name: made.count(name) for name in made}
 
 
-def operator_versions(file: Path) -> dict[str, int]:
-    """The highest version of each operator that the first graph uses."""
+def newer_operators(file: Path) -> set[tuple[str, int]]:
+    """The operators of all graphs, with their versions, that tflite-runtime 2.14 has not."""
     model, names = schema_model(file), operator_names()
-    versions: dict[str, int] = {}
-    for node in model.subgraphs[0].operators:
-        code = model.operatorCodes[node.opcodeIndex]
-        name = names[code.builtinCode]
-        versions[name] = max(code.version, versions.get(name, 0))
-    return versions
+    used = {
+        (names[code.builtinCode], int(code.version))
+        for graph in model.subgraphs
+        for code in (model.operatorCodes[node.opcodeIndex] for node in graph.operators)
+    }
+    return {(name, version) for name, version in used if version > OF_TFLITE_RUNTIME.get(name, 0)}
 
 
 def truncate(file: Path) -> None:
@@ -256,15 +267,23 @@ def replace_by_noise(file: Path) -> None:
     file.write_bytes(np.random.default_rng(0).bytes(5000))
 
 
-def lead_elsewhere(file: Path) -> None:
-    """Makes the first node read a tensor that is not there."""
+def rewrite(file: Path, change: Callable[[Any], None]) -> None:
     import flatbuffers
 
     model = schema_model(file)
-    model.subgraphs[0].operators[0].inputs = np.array([99_999, 0], np.int32)
+    change(model)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     file.write_bytes(builder.Output())
+
+
+def lead_elsewhere(file: Path) -> None:
+    """Makes the first node read a tensor that is not there."""
+
+    def change(model: Any) -> None:
+        model.subgraphs[0].operators[0].inputs = np.array([99_999, 0], np.int32)
+
+    rewrite(file, change)
 
 
 @pytest.mark.parametrize("damage", [truncate, replace_by_noise, lead_elsewhere])
@@ -276,6 +295,47 @@ def test_a_damaged_file_is_refused_in_one_sentence(
     damage(written.file)
     with pytest.raises(Damaged, match=r"ai-edge-litert .* refuses"):
         open_model(written, threads=1)
+
+
+def test_no_operator_lacks_what_its_kernel_reads(mixed: tuple[Written, QuantGraph], tmp_path: Path) -> None:
+    file, names = tmp_path / "model.tflite", operator_names()
+    check_file(mixed[0].file)
+    seen = set()
+    for index, node in enumerate(schema_model(mixed[0].file).subgraphs[1].operators):
+        if node.opcodeIndex in seen:
+            continue
+        seen.add(node.opcodeIndex)
+
+        def cut(model: Any, index: int = index) -> None:
+            node = model.subgraphs[1].operators[index]
+            # A bias may be left out, and what is concatenated has any number.
+            name = names[model.operatorCodes[node.opcodeIndex].builtinCode]
+            least = {"FULLY_CONNECTED": 2, "PACK": 1, "CONCATENATION": 1}.get(name, len(node.inputs))
+            node.inputs = node.inputs[: least - 1]
+
+        def leave_out(model: Any, index: int = index) -> None:
+            node = model.subgraphs[1].operators[index]
+            node.inputs = np.array([-1, *node.inputs[1:]], np.int32)
+
+        def drop_output(model: Any, index: int = index) -> None:
+            model.subgraphs[1].operators[index].outputs = np.empty(0, np.int32)
+
+        for change in (cut, leave_out, drop_output):
+            shutil.copy(mixed[0].file, file)
+            rewrite(file, change)
+            with pytest.raises(ValueError, match=r"[A-Z_2]+ has \d inputs and [01] outputs"):
+                check_file(file)
+    assert len(seen) > 20
+
+
+def test_an_operator_that_is_not_written_is_refused(mixed: tuple[Written, QuantGraph], tmp_path: Path) -> None:
+    def make_unknown(model: Any) -> None:
+        model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = 48  # TOPK_V2
+
+    file = shutil.copy(mixed[0].file, tmp_path / "model.tflite")
+    rewrite(file, make_unknown)
+    with pytest.raises(ValueError, match="the operator 48 is none that edgekit writes"):
+        check_file(file)
 
 
 def test_another_version_names_both(mixed: tuple[Written, QuantGraph], tmp_path: Path) -> None:

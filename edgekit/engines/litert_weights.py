@@ -39,6 +39,15 @@ _VERSIONS: Final[Mapping[str, Mapping[str, int]]] = {
     "INT8": {"FULLY_CONNECTED": 12, "EMBEDDING_LOOKUP": 3},
     "INT4": {"FULLY_CONNECTED": 13, "EMBEDDING_LOOKUP": 4},
 }
+# Of every operator that is written, also for short contexts: inputs that a node has, but for a bias. Kernels read them
+# unchecked, and each has one output.
+_INPUTS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("CONCATENATION", "DEQUANTIZE", "EXP", "LOGISTIC", "PACK", "RSQRT", "SOFTMAX"), 1),
+    **dict.fromkeys(("ADD", "DIV", "LESS", "LESS_EQUAL", "MAXIMUM", "MUL", "SUB", "MEAN", "REDUCE_MAX"), 2),
+    **dict.fromkeys(("BATCH_MATMUL", "BROADCAST_TO", "EMBEDDING_LOOKUP", "FULLY_CONNECTED", "GATHER_ND"), 2),
+    **dict.fromkeys(("RESHAPE", "TRANSPOSE"), 2),
+    **dict.fromkeys(("DYNAMIC_UPDATE_SLICE", "SELECT", "SELECT_V2", "SLICE"), 3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +86,12 @@ def store_weights(converted: bytes, quant: QuantGraph, *, restricted: bool = Fal
 
 
 def check_file(file: Path) -> None:
-    """Nothing, if every offset and index of a .tflite file leads into it: LiteRT follows them unchecked.
+    """Nothing, if every offset and index of a .tflite file leads into it, and no operator lacks what it reads.
+
+    LiteRT follows them unchecked.
 
     Raises:
-        ValueError: one does not.
+        ValueError: one does not, or there is an operator that edgekit does not write.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -90,7 +101,9 @@ def check_file(file: Path) -> None:
     if data[4:8] != _IDENTIFIER:
         raise ValueError("it is not a .tflite file")
     try:
-        _check_indices(schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0)))
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0))
+        _check_indices(model)
+        _check_operators(model, {getattr(schema.BuiltinOperator, name): name for name in _INPUTS})
     except (struct.error, IndexError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"it is damaged: {error}") from error
 
@@ -111,6 +124,23 @@ def _check_indices(model: Any) -> None:
         _check_within([signature.subgraphIndex], 0, len(model.subgraphs))
         tensors = [entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)]
         _check_within(tensors, 0, len(model.subgraphs[signature.subgraphIndex].tensors))
+
+
+def _check_operators(model: Any, names: Mapping[int, str]) -> None:
+    """
+    Raises:
+        IndexError: an operator that is not written, or without an input or its output.
+    """
+    for graph in model.subgraphs:
+        for node in graph.operators:
+            code = model.operatorCodes[node.opcodeIndex]
+            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)  # as LiteRT reads it
+            if builtin not in names:
+                raise IndexError(f"the operator {builtin} is none that edgekit writes")
+            name = names[builtin]
+            given = [index for index in node.inputs[: _INPUTS[name]] if index >= 0]
+            if len(given) < _INPUTS[name] or len(node.outputs) != 1:
+                raise IndexError(f"{name} has {len(given)} inputs and {len(node.outputs)} outputs")
 
 
 def _check_within(indices: Sequence[int], low: int, high: int) -> None:
