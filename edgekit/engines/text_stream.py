@@ -20,10 +20,12 @@ class TextStream:
         self._tokenizer = tokenizer
         # What was shown last: it decides whether the space that a token begins with is text.
         self._before, self._open = list(prompt), list[int]()
+        self._shown = ""  # of the open tokens' text: what a prompt ends with before the character that is open
         for count in range(min(_MOST_OPEN, len(prompt)) + 1) if may_be_open else ():
             whole = len(prompt) - count
             if not self._decode(prompt[:whole]).endswith(_WRONG):
                 self._before, self._open = list(prompt[:whole]), list(prompt[whole:])
+                self._shown = self._text().rstrip(_WRONG)
                 break
 
     def push(self, token: int) -> str:
@@ -34,7 +36,7 @@ class TextStream:
             return ""
         # Before the first of other characters spaces are counted: tokenizers leave some out at the start of a text.
         self._before = self._open if text.strip(" ") else self._before + self._open
-        self._open = []
+        self._open, self._shown = [], ""
         return text
 
     def finish(self) -> str:
@@ -44,7 +46,8 @@ class TextStream:
     def _text(self) -> str:
         before, after = self._decode(self._before), self._decode([*self._before, *self._open])
         # Where a wrong byte changed what was shown, no space is at stake.
-        return after.removeprefix(before) if after.startswith(before) else self._decode(self._open)
+        text = after.removeprefix(before) if after.startswith(before) else self._decode(self._open)
+        return text.removeprefix(self._shown)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
