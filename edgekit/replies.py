@@ -31,7 +31,10 @@ ROW_RATES = ("bytes_per_token", "bytes_per_second", "fraction_of_read_ceiling")
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 _REFUSALS: dict[int, type[EdgekitError]] = {
     kind.exit_code: kind
-    for kind in (UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut, DoesNotFit)
+    for kind in (
+        *(EdgekitError, UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut),
+        DoesNotFit,
+    )
 }
 
 
@@ -42,6 +45,8 @@ def refusal(done: Completed) -> EdgekitError:
     # A library may have said something before.
     ours = [line for line in lines if line.startswith("edgekit-run:")]
     said = next((line for line in (*ours, *lines) if not line.startswith("hint:")), "")
+    if done.returncode == 1 and not ours and lines:
+        said = lines[-1]  # of a traceback
     said = said.removeprefix("edgekit-run:").strip()[:MESSAGE_LIMIT]
     if done.returncode < 0:
         return DeviceUnavailable(f"edgekit-run was ended by signal {-done.returncode}", hint=said)

@@ -263,6 +263,13 @@ def test_tokens_that_do_not_fit_are_refused_and_change_nothing(written: Written)
     np.testing.assert_array_equal(session.decode(TOKENS[39]), expected[39])
 
 
+def test_a_call_that_the_delegate_refuses_is_refused_with_its_reason(written: Written) -> None:
+    session = open_model(written, threads=1)
+    session.position = 7  # nothing was read
+    with pytest.raises(Damaged, match=r"refuses .*: position 7 was asked for and only 0 tokens were read"):
+        session.decode(1)
+
+
 def test_the_delegate_starts_as_many_threads_as_it_is_told(written: Written) -> None:
     before = len(list(Path("/proc/self/task").iterdir()))
     session = open_model(written, threads=3)

@@ -348,6 +348,13 @@ def test_another_version_names_both(mixed: tuple[Written, QuantGraph], tmp_path:
         open_model(written, threads=1)
 
 
+def test_a_run_that_litert_refuses_is_refused_in_one_sentence(mixed: tuple[Written, QuantGraph]) -> None:
+    session: Any = open_model(mixed[0], threads=1)
+    session._logits["decode"] = session._inputs["decode"]["tokens"]  # a buffer of another type
+    with pytest.raises(Damaged, match=r"^ai-edge-litert .* refuses "):
+        session.decode(1)
+
+
 @pytest.mark.parametrize(("key", "value"), [("vocab", 321), ("kv_bytes", 1)])
 def test_a_model_that_is_not_the_one_described_is_refused(
     key: str, value: int, mixed: tuple[Written, QuantGraph]

@@ -24,6 +24,7 @@ def test_an_arm_program_is_known_by_its_header(tmp_path):
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
+        (1, errors.EdgekitError),
         (2, errors.UsageError),
         (3, errors.Unsupported),
         (4, errors.TargetMissing),
@@ -45,6 +46,13 @@ def test_the_runners_exit_code_sentence_and_hint_become_the_error(code, kind):
 def test_what_a_library_said_before_is_not_the_reason():
     done = Completed(7, b"", b"xbyak: no sysfs\nedgekit-run: it is damaged\nhint: compile again\n", Seconds(0))
     assert (refusal(done).message, refusal(done).hint) == ("it is damaged", "compile again")
+
+
+def test_a_fault_of_the_host_is_told_by_the_last_line_of_its_traceback():
+    said = b'Traceback (most recent call last):\n  File "host.py", line 1, in <module>\nRuntimeError: it broke\n'
+    error = refusal(Completed(1, b"", said, Seconds(0)))
+    assert (type(error), error.exit_code, error.message) == (errors.EdgekitError, 1, "RuntimeError: it broke")
+    assert refusal(Completed(1, b"", b"", Seconds(0))).message == "edgekit-run ended with code 1"
 
 
 def test_a_runner_that_dies_of_a_signal_is_the_devices_fault():

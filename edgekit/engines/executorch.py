@@ -165,7 +165,7 @@ class Session:
     def __init__(self, written: Written, program: Any, method: Any, rows: int) -> None:
         import torch
 
-        self._program, self._method, self._rows = program, method, rows
+        self._written, self._program, self._method, self._rows = written, program, method, rows
         self._tensor, self._input_pos = torch.from_numpy, torch.zeros(1, dtype=torch.int64)
         self.vocab, self.context, self.position = written.vocab, written.context, 0
 
@@ -200,9 +200,16 @@ class Session:
         return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
 
     def _run(self, tokens: Int64) -> Float32:
-        """Logits in the method's own memory, where they stay until the next call."""
+        """Logits in the method's own memory, where they stay until the next call.
+
+        Raises:
+            Damaged, TargetMissing: ExecuTorch refuses the call.
+        """
         self._input_pos[0] = self.position
-        result = self._method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
+        try:
+            result = self._method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
+        except RuntimeError as error:
+            raise refused(self._written, version(), take_refusal() or error) from error
         self.position += len(tokens)
         logits: Float32 = result[0].numpy()[0]
         return logits

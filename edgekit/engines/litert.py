@@ -190,7 +190,7 @@ class LitertSession:
         self.vocab = written.vocab
         self.context = written.context
         self.position = 0
-        self._model = model
+        self._model, self._written = model, written
         signatures = model.get_signature_list()
         prefills = [name for name in signatures if name.startswith("prefill_")]
         if sorted([*prefills, "decode"]) != sorted(signatures) or len(prefills) != 1:
@@ -251,12 +251,19 @@ class LitertSession:
         self._caches, self._inputs, self._logits = [], {}, {}
 
     def _run(self, name: str, tokens: npt.NDArray[np.int32]) -> Float32:
+        """
+        Raises:
+            Damaged, TargetMissing: LiteRT refuses the call.
+        """
         rows = self._rows[name]
         inputs = self._inputs[name]
         inputs["tokens"].write(np.pad(tokens, (0, rows - len(tokens)))[None])
         inputs["input_pos"].write(np.arange(self.position, self.position + rows, dtype=np.int32))
         before, after = self._caches
-        self._model.run_by_name(name, {**inputs, **before}, {"logits": self._logits[name], **after})
+        try:
+            self._model.run_by_name(name, {**inputs, **before}, {"logits": self._logits[name], **after})
+        except RuntimeError as error:
+            raise refused(self._written, version(), error) from error
         self._caches.reverse()
         self.position += len(tokens)
         logits: Float32 = self._logits[name].read(rows * self.vocab, np.float32)
