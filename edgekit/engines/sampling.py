@@ -34,7 +34,7 @@ class Sampler:
         logits = self._penalized(logits)
         if self.temperature == 0:
             return int(logits.argmax())
-        order = np.argsort(-logits, kind="stable")[: self.top_k or None]
+        order = self._likeliest(logits)
         scaled = (logits[order].astype(np.float64) - float(logits[order[0]])) / self.temperature
         weights = np.exp(scaled)
         reached = np.cumsum(weights)
@@ -42,6 +42,16 @@ class Sampler:
         kept = min(int(np.searchsorted(reached, self.top_p * reached[-1])) + 1, len(order))
         drawn = int(np.searchsorted(reached[:kept], self._draw() * reached[kept - 1], side="right"))
         return int(order[min(drawn, kept - 1)])
+
+    def _likeliest(self, logits: Float32) -> npt.NDArray[np.intp]:
+        """The `top_k` likeliest tokens in falling order, of equals the first."""
+        falling = -logits
+        if not 0 < self.top_k < len(logits):
+            return falling.argsort(kind="stable")
+        # Sorting all of a large vocabulary takes longer than many a model takes for a token.
+        last = np.partition(falling, self.top_k - 1)[self.top_k - 1]
+        kept = np.flatnonzero(~(falling > last))
+        return kept[falling[kept].argsort(kind="stable")][: self.top_k]
 
     def _penalized(self, logits: Float32) -> Float32:
         if self.repetition_penalty == 1 or not self.seen:
