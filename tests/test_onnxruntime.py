@@ -391,6 +391,12 @@ def test_a_probe_that_lies_is_refused(
         (["generate", "--prompt", "a", "--top-p", "nan"], "number from 0"),
         (["generate", "--prompt", "a", "-n", "0"], "whole number from 1"),
         (["generate", "--prompt", "a", "--surprise", "1"], "unrecognized arguments: --surprise"),
+        (["generate", "--prompt", "a", "--context", "49"], "--context is '49'\nhint: a whole number from 1 to 48"),
+        (
+            ["generate", "--tokens", "1,1,1", "--context", "2"],
+            "3 tokens and the context holds 2\nhint: --context can be",
+        ),
+        (["probe", "--context", "49"], "--context is '49'"),
         (["bench", "-p", "49"], "the context holds 48 tokens"),
         (["bench", "-t", "0"], "list of whole numbers from 1"),
         (["logits"], "required: --token-file, --out"),
@@ -446,6 +452,19 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(top_k: int, top_p: float, 
     expected = np.where(np.isin(np.arange(4), kept), shares, 0)
     # Four standard deviations of a share of 20,000 draws: 4 * sqrt(0.25 / 20000) = 0.014.
     np.testing.assert_allclose(draws, expected / expected.sum(), atol=0.015)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 40, 999, 1000, 2000])
+def test_the_likeliest_are_the_first_of_a_stable_sort(top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = np.random.default_rng(5)
+    for distinct in (1, 3, 50, 10**6):  # with few values there are equals at the end of what is kept
+        logits = source.integers(-distinct, distinct, 1000).astype(np.float32)
+        expected = np.argsort(-logits, kind="stable")[: top_k or None]
+        np.testing.assert_array_equal(Sampler(1.0, top_k, 1.0, 1.0, seed=0)._likeliest(logits), expected)
+    sorted_lengths: list[int] = []
+    monkeypatch.setattr(np, "flatnonzero", lambda kept: sorted_lengths.append(kept.sum()) or kept.nonzero()[0])
+    Sampler(1.0, top_k, 1.0, 1.0, seed=0)._likeliest(source.permutation(1000).astype(np.float32))
+    assert sorted_lengths == ([top_k] if 0 < top_k < 1000 else [])
 
 
 def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones() -> None:

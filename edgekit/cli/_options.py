@@ -12,6 +12,7 @@ from edgekit.measure import DEFAULT_TIMEOUT
 from edgekit.plan import DEFAULT_KV
 
 MOST_THREADS: Final = 256  # that edgekit-run starts
+DEFAULT_THREADS: Final = "Default: as calibrated, or planned; all CPUs where the engine is not native."
 _MOST_SECONDS: Final = 7 * 24 * 3600
 
 

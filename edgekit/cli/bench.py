@@ -42,7 +42,7 @@ _MOST_RUNS = 1000  # that edgekit-run makes
     "-t",
     "threads",
     metavar="N[,N]",
-    help=f"Numbers of threads up to {_options.MOST_THREADS}. Default: as calibrated, or planned.",
+    help=f"Numbers of threads up to {_options.MOST_THREADS}. {_options.DEFAULT_THREADS}",
 )
 @click.option(
     "--calibrate",

@@ -32,7 +32,7 @@ from edgekit.units import Seconds
     help="Divides the logits of tokens seen before; 1: off.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the random choice.")
-@click.option("--threads", type=click.IntRange(1, _options.MOST_THREADS), help="Default: as calibrated, or planned.")
+@click.option("--threads", type=click.IntRange(1, _options.MOST_THREADS), help=_options.DEFAULT_THREADS)
 @click.option(
     "--context", type=click.IntRange(1), metavar="TOKENS", help="Positions of KV cache. Default: the bundle's."
 )

@@ -43,9 +43,16 @@ Report = dict[str, Any]
 class _Run:
     """One model, opened, and what is reported of any run of it."""
 
-    def __init__(self, file: Path, *, threads: int) -> None:
+    def __init__(self, file: Path, *, threads: int, context: int = 0) -> None:
+        """
+        Raises:
+            UsageError: a `context` longer than the model was made for.
+        """
         began = time.monotonic()
         self.written = read_written(file)
+        if context > self.written.context:
+            raise UsageError(f"--context is '{context}'", hint=f"a whole number from 1 to {self.written.context}")
+        self.context = context or self.written.context
         self.engine = find_engine(self.written.engine)
         self.threads = threads or len(os.sched_getaffinity(0))
         self.session: Session = self.engine.open_model(self.written, threads=self.threads)
@@ -97,12 +104,14 @@ class _Run:
 
 def generate(options: argparse.Namespace) -> None:
     """Continues a prompt; text to stdout as it comes."""
-    run = _Run(options.model, threads=options.threads)
+    run = _Run(options.model, threads=options.threads, context=options.context)
     session, stops = run.session, run.written.eos
     prompt = _prompt(options, run)
-    context = min(options.context or session.context, session.context)
-    if len(prompt) > context:
-        raise UsageError(f"the prompt has {len(prompt)} tokens and the context holds {context}")
+    if len(prompt) > run.context:
+        raise UsageError(
+            f"the prompt has {len(prompt)} tokens and the context holds {run.context}",
+            hint=f"--context can be as much as {session.context}",
+        )
     sampler = Sampler(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed, set(prompt)
     )
@@ -127,8 +136,8 @@ def generate(options: argparse.Namespace) -> None:
         show.push(token)
         if len(made) == options.n:
             break
-        if session.position == context:
-            run.warnings.append(f"the context of {context} tokens was full before the end")
+        if session.position == run.context:
+            run.warnings.append(f"the context of {run.context} tokens was full before the end")
             break
         sampler.see(token)
         began = time.monotonic()
@@ -199,7 +208,7 @@ def _bench(options: argparse.Namespace, threads: int) -> tuple[list[Report], Rep
 
 def probe(options: argparse.Namespace) -> None:
     """Compares the model with the float reference recorded in its probe."""
-    run = _Run(options.model, threads=options.threads)
+    run = _Run(options.model, threads=options.threads, context=options.context)
     data = options.probe.read_bytes() if options.probe else run.written.probe
     if not data:
         raise UsageError("there is no probe beside the model", hint="give one with --probe FILE")
@@ -210,15 +219,15 @@ def probe(options: argparse.Namespace) -> None:
 def logits(options: argparse.Namespace) -> None:
     """Writes the logits of every position of a given text, float32, little-endian."""
     data = _read(options.token_file, _MOST_TOKEN_BYTES)
-    run = _Run(options.model, threads=options.threads)
+    run = _Run(options.model, threads=options.threads, context=options.context)
     tokens = np.frombuffer(data, "<u4", len(data) // 4)
     if not data or len(data) % 4 or tokens.max() >= run.session.vocab:
         raise UsageError(
             f"'{options.token_file}' is not a list of tokens",
             hint=f"32-bit little-endian numbers below {run.session.vocab}",
         )
-    if len(tokens) > run.session.context:
-        raise UsageError(f"the text has {len(tokens)} tokens and the context holds {run.session.context}")
+    if len(tokens) > run.context:
+        raise UsageError(f"the text has {len(tokens)} tokens and the context holds {run.context}")
     chunk = options.chunk or _ROWS_AT_ONCE
     with options.out.open("wb") as stream:
         for start in range(0, len(tokens), chunk):
