@@ -327,6 +327,9 @@ def test_the_embedded_model_is_compiled_where_none_is_named(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     found = json.loads(run("compile", "--target", "host", "--json").stdout)
     assert found["bundle"] == "tales-host"
+    assert json.loads(run("compile", "--target", "host", "--engine", "onnxruntime", "--json").stdout)["bundle"] == (
+        "tales-host-onnxruntime"
+    )
     assert found["coherence"]["verdict"] == "coherent"
     assert found["coherence"]["kld_mean"] < 0.1
 

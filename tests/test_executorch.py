@@ -193,7 +193,7 @@ def test_the_runner_of_executorch_continues_as_the_native_program_does(tmp_path:
         while len(made) < 40 and made[-1] not in checkpoint.eos_ids:
             made.append(int(session.decode(made[-1]).argmax()))
         expected += words.decode(ids + made)[len(words.decode(ids)) :] + "\0"
-    command = [sys.executable, "-c", _GENERATE, str(file), str(tokenizer), str(tmp_path / "text"), *prompts]
+    command = [sys.executable, "-P", "-c", _GENERATE, str(file), str(tokenizer), str(tmp_path / "text"), *prompts]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "text").read_text("utf-8") == expected
@@ -243,6 +243,13 @@ def test_a_truncated_file_is_refused(written: Written, tmp_path: Path, keep: int
     file = tmp_path / "model.pte"
     file.write_bytes(written.file.read_bytes()[:keep])
     with pytest.raises(Damaged, match=f"{version()} refuses .*: (?!threads)"):
+        open_model(replace(written, file=file), threads=1)
+
+
+def test_a_file_that_executorch_would_end_the_process_for_is_refused(written: Written, tmp_path: Path) -> None:
+    file = tmp_path / "model.pte"
+    file.write_bytes(b"\0\0\0\0XX" + written.file.read_bytes()[6:])
+    with pytest.raises(Damaged, match=r"refuses .*: it does not begin as a program"):
         open_model(replace(written, file=file), threads=1)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -493,3 +494,16 @@ def test_a_row_of_equal_logits_has_a_perplexity_of_the_vocabulary(model: Path, p
     found = run_probe(Uniform(), probe)
     assert found.perplexity == pytest.approx(512)
     assert found.kld_mean < math.log(512) and found.rep4 > 0.9
+
+
+def test_a_damaged_model_of_another_version_is_refused_with_both(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model.parent, tmp_path / "copy")
+    (folder / model.name).write_bytes(b"\xff" * 64)
+    described = json.loads((folder / "engine.json").read_text())
+    (folder / "engine.json").write_text(json.dumps(described | {"engine_version": "onnxruntime 1.17.1"}))
+    assert run("generate", folder / model.name, "--tokens", "1", "-n", "1") == 4
+    assert re.search(
+        r"was made with onnxruntime 1\.17\.1 and onnxruntime 1\.32\.\d+ refuses it: ", capsys.readouterr().err
+    )

@@ -56,7 +56,12 @@ _NOT_RUN = {
     show_default=True,
     help="What the .tflite must run on: LiteRT 2, or tflite-runtime 2.14, which has no 4 bits: 8 are written.",
 )
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Folder to write. Default: MODEL-TARGET.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Folder to write. Default: MODEL-TARGET, and -ENGINE unless it is native.",
+)
 @_options.context
 @_options.planned_kv
 @click.option("--probe-text", type=click.Path(path_type=Path), help="Held-out text of the probe; 1024 tokens are used.")
@@ -106,7 +111,7 @@ def command(
         model=source,
         target=target,
         recipe=chosen,
-        output=output or Path(f"{_name(source)}-{target}"),
+        output=output or Path("-".join([_name(source), target, *([engine] if engine != "native" else [])])),
         engine=engine,
         portable=portable,
         litert_runtime=litert_runtime,

@@ -58,7 +58,7 @@ def command(
     needed = (*_NEEDED, "matplotlib") if are_twins else _NEEDED
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install '.[train]'")
+        raise TargetMissing(f"training needs {' and '.join(missing)}", hint="pip install 'edgekit[train]'")
     from edgekit.train.recipe import read_recipe
     from edgekit.train.run import train
 
@@ -100,11 +100,22 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def _show_sweep(record: "Record") -> None:
+    first = record["sweep"][0]  # each has the float model's figures over the same tokens
     rows = [
-        (row["recipe"], rounded(row["kld_mean"]), f"{row['same_top']:.1%}", rounded(row["perplexity"]), row["verdict"])
-        for row in record["sweep"]
+        ("float", "0", "100.0%", rounded(first["reference_perplexity"]), "coherent"),
+        *(_row(row) for row in record["sweep"]),
     ]
     show_table(["recipe", "KLD", "same top", "perplexity", "verdict"], rows)
+
+
+def _row(row: "Record") -> tuple[str, ...]:
+    return (
+        row["recipe"],
+        rounded(row["kld_mean"]),
+        f"{row['same_top']:.1%}",
+        rounded(row["perplexity"]),
+        row["verdict"],
+    )
 
 
 def _pairs(folder: Path, record: "Record") -> list[tuple[str, object]]:

@@ -31,6 +31,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 MODEL: Final = ARTIFACTS["executorch"]
+_IDENTIFIER: Final = b"ET12"  # of the flatbuffer, program.fbs
 
 _FORWARD: Final = "forward"
 
@@ -106,6 +107,9 @@ def open_model(written: Written, *, threads: int) -> "Session":
         TargetMissing: the ExecuTorch that is installed does not take it, or none is.
     """
     is_portable = written.kernels == "runtime"
+    with written.file.open("rb") as stream:
+        if stream.read(8)[4:] != _IDENTIFIER:  # ExecuTorch would end the process
+            raise refused(written, version(), "it does not begin as a program for ExecuTorch does")
     runtime = import_runtime() if is_portable else load_runtime()
     if is_portable:
         runtime._unsafe_reset_threadpool(threads)

@@ -24,8 +24,8 @@ from edgekit.engines.host_options import parse
 from edgekit.engines.probe import run_probe
 from edgekit.engines.sampling import Sampler
 from edgekit.engines.text_stream import TextStream
-from edgekit.engines.written import TOKENIZER, read_written
-from edgekit.errors import INTERRUPTED, DoesNotFit, EdgekitError, UsageError
+from edgekit.engines.written import TOKENIZER, read_written, refused
+from edgekit.errors import INTERRUPTED, Damaged, DoesNotFit, EdgekitError, UsageError
 from edgekit.kernels import read_ceiling
 from edgekit.target import detect_host, is_emulated
 from edgekit.tokenizer_json import load_tokenizer
@@ -55,7 +55,12 @@ class _Run:
         self.context = context or self.written.context
         self.engine = find_engine(self.written.engine)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.session: Session = self.engine.open_model(self.written, threads=self.threads)
+        try:
+            self.session: Session = self.engine.open_model(self.written, threads=self.threads)
+        except Damaged as error:
+            if self.written.engine_version == self.engine.version():
+                raise
+            raise refused(self.written, self.engine.version(), error) from error
         self.load_seconds = time.monotonic() - began
         self.warnings = ["emulated: time has no meaning here"] if is_emulated() else []
 

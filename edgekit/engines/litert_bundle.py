@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
-
 from edgekit.disk import appearing
+from edgekit.tokenizer_json import load_tokenizer
 
 BUNDLE: Final = "model.litertlm"
 
@@ -34,7 +33,7 @@ def write_bundle(model: Path, tokenizer: Path, words: Words, *, context: int, ma
 
     metadata = llm_metadata_pb2.LlmMetadata()
     # LiteRT-LM puts it before every prompt, which is right only if the tokenizer does.
-    if words.bos is not None and Tokenizer.from_file(str(tokenizer)).encode("a").ids[:1] == [words.bos]:
+    if words.bos is not None and load_tokenizer(tokenizer).encode("a").ids[:1] == [words.bos]:
         metadata.start_token.token_ids.ids.append(words.bos)
     for token in words.eos:
         metadata.stop_tokens.add().token_ids.ids.append(token)

@@ -62,7 +62,7 @@ def _training(recipe: Table, record: Table) -> Iterable[tuple[str, object]]:
     for name in ("dispersion", "rounding"):
         yield (
             name,
-            ", ".join(f"{key} {_value(value)}" for key, value in (recipe["losses"][name] or {}).items()) or "none",
+            ", ".join(f"{key} {_value(key, value)}" for key, value in (recipe["losses"][name] or {}).items()) or "none",
         )
     if record.get("dispersion_cost") is not None:
         yield (
@@ -71,8 +71,10 @@ def _training(recipe: Table, record: Table) -> Iterable[tuple[str, object]]:
         )
 
 
-def _value(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "all" if value is None else str(value)
+def _value(key: str, value: object) -> str:
+    if value is None:
+        return "all" if key == "layers" else "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _condensation(layers: Sequence[Table]) -> str:
@@ -82,7 +84,7 @@ def _condensation(layers: Sequence[Table]) -> str:
 
 
 def _sweep(found: Sequence[Table]) -> str:
-    rows = (
+    rows = [
         [
             row["recipe"],
             row["method"],
@@ -94,7 +96,19 @@ def _sweep(found: Sequence[Table]) -> str:
             row["verdict"],
         ]
         for row in found
-    )
+    ]
+    first = found[0]  # each has the float model's figures over the same tokens
+    alone = [
+        "float",
+        "",
+        "",
+        rounded(first["reference_perplexity"]),
+        "0",
+        "100.0%",
+        rounded(first["reference_rep4"]),
+        "",
+    ]
+    rows = [alone, *rows]
     return _table(["recipe", "method", "bits a weight", "perplexity", "KLD", "same top", "rep4", "verdict"], rows)
 
 

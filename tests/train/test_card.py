@@ -30,6 +30,8 @@ RECORD = {
             "same_top": 0.9,
             "rep4": 0.1,
             "continued_tokens": 15,
+            "reference_perplexity": 7.25,
+            "reference_rep4": 0.05,
             "verdict": "coherent",
         }
     ],
@@ -47,3 +49,15 @@ def test_the_cost_of_dispersion_is_said_to_be_that_of_forward_and_backward():
 def test_the_last_layers_condensation_is_said_to_be_that_before_the_final_norm():
     card = model_card("small", RECIPE, RECORD)
     assert "the last layer's as the last block gives them, before the final norm.\n\n| layer | cosine |" in card
+
+
+def test_the_float_model_stands_above_its_schemes():
+    assert "| float |  |  | 7.25 | 0 | 100.0% | 0.05 |  |\n| q4g32,head=q4g32 | rtn |" in model_card(
+        "small", RECIPE, RECORD
+    )
+
+
+def test_no_grid_is_none_and_no_layers_are_all():
+    recipe = {**RECIPE, "losses": {"dispersion": {"layers": None}, "rounding": {"recipes": ["q4g32"], "grid": None}}}
+    card = model_card("small", recipe, RECORD)
+    assert "| dispersion | layers all |" in card and "| rounding | recipes q4g32, grid none |" in card

@@ -106,5 +106,5 @@ def test_a_plain_install_has_the_help_and_says_what_to_install(recipe_file):
     general, own = done.stdout.split("ended with ")[:2]
     assert "\n  train " in general and "RECIPE" in own and done.stdout.endswith("ended with 4\n")
     assert done.stderr == (
-        "edgekit: training needs torch and transformers and accelerate\nhint: pip install '.[train]'\n"
+        "edgekit: training needs torch and transformers and accelerate\nhint: pip install 'edgekit[train]'\n"
     )
