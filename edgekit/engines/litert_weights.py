@@ -43,9 +43,9 @@ _VERSIONS: Final[Mapping[str, Mapping[str, int]]] = {
 # unchecked, and each has one output.
 _INPUTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("CONCATENATION", "DEQUANTIZE", "EXP", "LOGISTIC", "PACK", "RSQRT", "SOFTMAX"), 1),
-    **dict.fromkeys(("ADD", "DIV", "LESS", "LESS_EQUAL", "MAXIMUM", "MUL", "SUB", "MEAN", "REDUCE_MAX"), 2),
+    **dict.fromkeys(("ADD", "DIV", "GREATER", "LESS", "LESS_EQUAL", "LOGICAL_AND", "MAXIMUM", "MUL", "SUB"), 2),
     **dict.fromkeys(("BATCH_MATMUL", "BROADCAST_TO", "EMBEDDING_LOOKUP", "FULLY_CONNECTED", "GATHER_ND"), 2),
-    **dict.fromkeys(("RESHAPE", "TRANSPOSE"), 2),
+    **dict.fromkeys(("MEAN", "REDUCE_MAX", "RESHAPE", "TRANSPOSE"), 2),
     **dict.fromkeys(("DYNAMIC_UPDATE_SLICE", "SELECT", "SELECT_V2", "SLICE"), 3),
 }
 

@@ -1,5 +1,7 @@
-"""Quiet loggers, imported before the rest: transformers imports torchao where that is installed, and both torchao and
-torch log at once what of it does not concern this machine.
+"""Loggers that are quiet, to be imported before the rest of the package.
+
+transformers imports torchao where that is installed, and both torchao and torch then log what does not concern this
+machine.
 """
 
 import logging
