@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import select
 import signal
 import time
@@ -187,7 +188,8 @@ def test_a_run_that_diverges_is_shown_as_failed_and_the_others_go_on(experiment,
     assert found["arms"]["dispersed"]["sweep"][0]["ratio"]["median"] == 1.0
     assert len(found["arms"]["dispersed"]["sweep"][0]["verdicts"]) == 1
     assert "| dispersed | failed | seed 2: no longer a number | | | | | | |" in table(found)
-    assert "dispersed-2: no longer a number; 4 of 4 runs have ended" in sentences
+    # whichever of the last two runs ends last
+    assert any(re.fullmatch(r"dispersed-2: no longer a number; [34] of 4 runs have ended", told) for told in sentences)
     assert json.loads((tmp_path / "out" / "twins.json").read_text()) == found
 
 
