@@ -50,16 +50,19 @@ class TorchDecoder(torch.nn.Module):
         self.write = write
         self.decoder = quant.graph.decoder
         self.context = quant.graph.context
-        self._graph = quant.graph.model.clone().graph
-        unknown = sorted({node.op_type for node in self._graph} - _OPERATORS.keys())
+        graph = quant.graph.model.graph
+        unknown = sorted({node.op_type for node in graph} - _OPERATORS.keys())
         if unknown:
             raise Unsupported(f"the operator {unknown[0]} has no counterpart in torch", hint="compile for onnxruntime")
         self.linears = torch.nn.ModuleDict()
         self.embeddings = torch.nn.ModuleDict()
         self.vectors = torch.nn.ParameterDict()
+        self._inputs = [str(value.name) for value in graph.inputs]
+        self._outputs = [str(value.name) for value in graph.outputs]
+        self._steps = [_step(node) for node in graph]
         self._constants: dict[str, Any] = {}
-        self._matrices: dict[str, str] = {}  # of a value that is a matrix of the checkpoint: its module
-        for name, value in self._graph.initializers.items():
+        self._matrices: dict[str, _Matrix] = {}
+        for name, value in graph.initializers.items():
             if name in quant.tensors:
                 self._add_matrix(value, torch.from_numpy(quant.tensors[name].values()))
             elif name in quant.vectors:
@@ -71,23 +74,19 @@ class TorchDecoder(torch.nn.Module):
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every cache by the name of its input: past_key_<layer>, past_value_<layer>."""
         shape = (1, self.decoder.kv_heads, self.context, self.decoder.head_dim)
-        return {str(value.name): shape for value in self._graph.inputs[2:]}
+        return dict.fromkeys(self._inputs[2:], shape)
 
     def forward(self, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        names = [str(value.name) for value in self._graph.inputs]
-        values: dict[str, Any] = dict(zip(names, (input_ids, position, *past), strict=True))
-        for node in self._graph:
-            inputs = [None if value is None else self._value(value, values) for value in node.inputs]
-            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            values[str(node.outputs[0].name)] = _OPERATORS[node.op_type](self, inputs, attributes)
-        logits, *present = (values[str(value.name)] for value in self._graph.outputs)
+        values: dict[str, Any] = dict(zip(self._inputs, (input_ids, position, *past), strict=True))
+        for step in self._steps:
+            inputs = [None if name is None else self._value(name, values) for name in step.inputs]
+            values[step.output] = _OPERATORS[step.operator](self, inputs, step.attributes)
+        logits, *present = (values[name] for name in self._outputs)
         return logits, present
 
-    def _value(self, value: ir.Value, values: Mapping[str, Any]) -> Any:
-        name = str(value.name)
+    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         if name in self._matrices:
-            is_table = any(node.op_type == "Gather" for node, _ in value.uses())
-            return _Matrix(self._matrices[name], is_table=is_table)
+            return self._matrices[name]
         if name in self._constants:
             return self._constants[name]
         if f"constant_{module_key(name)}" in self._buffers:
@@ -98,7 +97,7 @@ class TorchDecoder(torch.nn.Module):
         name = str(value.name)
         n, k = values.shape
         weight = _frozen(values)
-        self._matrices[name] = module_key(name)
+        self._matrices[name] = _Matrix(module_key(name))
         uses = [node.op_type for node, _ in value.uses()]
         if "Gather" in uses:
             embedding = torch.nn.Embedding(n, k, device="meta")
@@ -143,7 +142,22 @@ class _Matrix:
     """A matrix of the checkpoint by its module's key."""
 
     key: str
-    is_table: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A node by the names of its values. torch.export follows a list of them, where onnx_ir's chain is too deep."""
+
+    operator: str
+    inputs: tuple[str | None, ...]
+    output: str
+    attributes: Mapping[str, Any]
+
+
+def _step(node: ir.Node) -> _Step:
+    inputs = tuple(None if value is None else str(value.name) for value in node.inputs)
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return _Step(node.op_type, inputs, str(node.outputs[0].name), attributes)
 
 
 @dataclass(eq=False)

@@ -98,3 +98,11 @@ def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
     quant.graph.model.graph.append(ir.node("Celu", [first.outputs[0]]))
     with pytest.raises(Unsupported, match="the operator Celu has no counterpart"):
         TorchDecoder(quant)
+
+
+def test_a_deep_model_can_be_exported(tmp_path: Path) -> None:
+    """Exporters follow what the module reads; a chain of all the nodes would be too deep for Python's stack."""
+    module = StatefulDecoder(quantized(tmp_path, layers=32))
+    example = (torch.zeros((1, 2), dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    exported = torch.export.export(module, example, strict=True)
+    assert exported.module()(*example).shape == (1, 2, 320)
