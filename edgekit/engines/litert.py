@@ -85,7 +85,7 @@ def write_model(
     """Writes `quant`, in the codes that suit_xnnpack gave it, to `folder`. Equal codes give equal bytes.
 
     For tflite-runtime 2.14 there must be none of 4 bits. With a tokenizer.json there is model.litertlm too, except for
-    tflite-runtime. Takes seconds a layer, and memory as forecast.py says.
+    tflite-runtime. Takes about 2 s a layer, and memory as forecast.py says.
 
     Raises:
         TargetMissing: LiteRT's runtime or converter is not installed.
