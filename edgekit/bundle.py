@@ -185,9 +185,14 @@ class Draft:
         """Copies the operators for ONNX Runtime on `triple` into the bundle."""
         _copy(find_built(OPERATORS, triple), self.folder / OPERATORS)
 
-    def add_tokenizer(self, source: Path) -> None:
-        """Copies the tokenizer.json of the checkpoint into the bundle."""
-        _copy(source, self.folder / TOKENIZER)
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / TOKENIZER
+
+    def add_tokenizer(self, content: bytes) -> None:
+        """Writes tokenizer.json."""
+        with writing(self.tokenizer):
+            self.tokenizer.write_bytes(content)
 
     def publish(self, contents: Contents) -> Bundle:
         """Writes the manifest and gives the bundle its place, taking that of an older one in the same moment.

@@ -54,6 +54,7 @@ from edgekit.scheme import Recipe, parse_recipe
 from edgekit.selftest import Agreement, Trial, host_trial, native_trial, try_model
 from edgekit.target import HOST, load_target
 from edgekit.tokenizer import pack_tokenizer
+from edgekit.tokenizer_json import bundled_tokenizer
 from edgekit.units import Bytes
 from edgekit.xnnpack import Suited, check_rows, suit_xnnpack
 
@@ -147,6 +148,7 @@ def build(order: Order, cache: Cache, progress: Progress, on_forecast: Callable[
         quant = _quantize(found, calibration, cache, progress)
         suited = _suited(order, kernels, quant)
         quant = suited.quant
+        draft.add_tokenizer(bundled_tokenizer(tokenizer_file(found.checkpoint)))
         write = _WRITERS[order.engine, kernels]
         if order.engine == "litert":
             write = partial(_write_litert, runtime=order.litert_runtime)
@@ -242,8 +244,7 @@ def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes
     """The program file and its runner, and where they can be tried."""
     checkpoint = found.checkpoint
     draft.add_runner(found.target.triple)
-    draft.add_tokenizer(tokenizer_file(checkpoint))
-    extras = Extras(pack_tokenizer(tokenizer_file(checkpoint)), probe, checkpoint.bos_id, checkpoint.eos_ids)
+    extras = Extras(pack_tokenizer(draft.tokenizer), probe, checkpoint.bos_id, checkpoint.eos_ids)
     write_program(found.plan, quant, extras, draft.program, progress=part_of(progress, "write: pack the weights"))
     return native_trial(found.target, draft.program, draft.runner)
 
@@ -251,7 +252,6 @@ def _write_native(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes
 def _write_onnx(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
     """The graph for stock ONNX Runtime, which is tried on this machine."""
     checkpoint = found.checkpoint
-    draft.add_tokenizer(tokenizer_file(checkpoint))
     report = part_of(progress, "write: standard ONNX")
     return host_trial(
         onnxruntime.write_model(
@@ -264,7 +264,6 @@ def _write_onnx_node(draft: Draft, found: Forecast, quant: QuantGraph, probe: by
     """The program as a node, and the operators for the target; it is tried on this machine."""
     checkpoint = found.checkpoint
     draft.add_operators(found.target.triple)
-    draft.add_tokenizer(tokenizer_file(checkpoint))
     report = part_of(progress, "write: pack the weights")
     bos, eos = checkpoint.bos_id, checkpoint.eos_ids
     return host_trial(
@@ -275,7 +274,6 @@ def _write_onnx_node(draft: Draft, found: Forecast, quant: QuantGraph, probe: by
 def _write_executorch(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
     """The program in a file for ExecuTorch, which is tried on this machine."""
     checkpoint = found.checkpoint
-    draft.add_tokenizer(tokenizer_file(checkpoint))
     report = part_of(progress, "write: pack the weights for ExecuTorch")
     bos, eos = checkpoint.bos_id, checkpoint.eos_ids
     return host_trial(
@@ -292,19 +290,17 @@ def _write_litert(
     runtime: str = litert.RUNTIMES[0],
 ) -> Trial:
     """The model for LiteRT and LiteRT-LM, which is tried on this machine."""
-    checkpoint, tokenizer = found.checkpoint, tokenizer_file(found.checkpoint)
-    draft.add_tokenizer(tokenizer)
+    checkpoint = found.checkpoint
     progress("write: convert for LiteRT", 0, 0)
     words = Words(checkpoint.bos_id, checkpoint.eos_ids, checkpoint.chat_template)
     return host_trial(
-        litert.write_model(quant, draft.folder, probe=probe, words=words, tokenizer=tokenizer, runtime=runtime)
+        litert.write_model(quant, draft.folder, probe=probe, words=words, tokenizer=draft.tokenizer, runtime=runtime)
     )
 
 
 def _write_portable_pte(draft: Draft, found: Forecast, quant: QuantGraph, probe: bytes, progress: Progress) -> Trial:
     """The model for ExecuTorch as it is, which is tried on this machine."""
     checkpoint = found.checkpoint
-    draft.add_tokenizer(tokenizer_file(checkpoint))
     progress("write: convert for ExecuTorch, about 15 s a layer", 0, 0)
     bos, eos = checkpoint.bos_id, checkpoint.eos_ids
     return host_trial(executorch_portable.write_model(quant, draft.folder, probe=probe, bos=bos, eos=eos))

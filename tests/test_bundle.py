@@ -61,8 +61,7 @@ def fill(draft: Draft, program: bytes = b"program") -> None:
 def write(path: Path, program: bytes = b"program", *, force: bool = False) -> Bundle:
     with draft_bundle(path, force=force) as draft:
         fill(draft, program)
-        (path.parent / "source.json").write_text("{}")
-        draft.add_tokenizer(path.parent / "source.json")
+        draft.add_tokenizer(b"{}")
         return draft.publish(CONTENTS)
 
 
@@ -143,7 +142,7 @@ def test_a_bundle_is_not_replaced_unless_that_is_asked_for(tmp_path: Path) -> No
     replaced = write(tmp_path / "out", b"another", force=True)
     assert replaced.model.read_bytes() == b"another"
     verify_bundle(replaced)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners"]
 
 
 def test_a_replacement_that_fails_leaves_the_old_bundle(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_replacing_works_on_a_file_system_that_cannot_swap(tmp_path: Path, monke
     write(tmp_path / "out")
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
     assert write(tmp_path / "out", b"other", force=True).model.read_bytes() == b"other"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners", "source.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runners"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("mine"), lambda path: path.symlink_to("/")])
@@ -264,7 +263,7 @@ def damage(path: Path, name: str, data: bytes) -> None:
         (lambda path: damage(path, "more", b""), "more is in the bundle but not in its manifest.json"),
         (lambda path: (path / "folder").mkdir(), "folder is in the bundle but not in its manifest.json"),
         (
-            lambda path: ((path / "tokenizer.json").unlink(), (path / "tokenizer.json").symlink_to("../source.json")),
+            lambda path: (path / "tokenizer.json").symlink_to((path / "tokenizer.json").rename(path.parent / "moved")),
             "tokenizer.json of the bundle is not a plain file",
         ),
     ],

@@ -58,6 +58,16 @@ def test_a_bundle_that_was_compiled_is_whole_and_says_what_it_is(order, cache):
     assert is_made_from(open_checkpoint(order.model), bundle)
 
 
+def test_the_tokenizer_in_a_bundle_truncates_no_prompt(order, cache, tmp_path):
+    order = replace(order, model=make_checkpoint(tmp_path / "tiny", context=64))
+    path = order.model / "tokenizer.json"
+    truncation = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Left"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": truncation}))
+    compiled(order, cache)
+    assert json.loads((order.output / "tokenizer.json").read_text())["truncation"] is None
+    assert is_made_from(open_checkpoint(order.model), open_bundle(order.output))
+
+
 def test_the_figures_of_a_bundle_are_those_of_the_cache_it_has(order, cache, tmp_path):
     half = compiled(order, cache)
     small = compiled(replace(order, kv="q8", output=tmp_path / "q8"), cache)

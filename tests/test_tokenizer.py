@@ -41,7 +41,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from edgekit.engines.text_stream import TextStream
 from edgekit.errors import Damaged, EdgekitError, TargetMissing, Unsupported
 from edgekit.tokenizer import pack_tokenizer, render_chat
-from edgekit.tokenizer_json import PATTERNS, load_tokenizer
+from edgekit.tokenizer_json import PATTERNS, bundled_tokenizer, load_tokenizer
 
 FOLDER = ROOT / "kernels" / "tokenizer"
 TALES = ROOT / "edgekit" / "models" / "tales" / "tokenizer.json"
@@ -295,6 +295,16 @@ def test_truncation_and_padding_in_the_file_are_left_out(cli: Cli, tmp_path: Pat
     assert load_tokenizer(tmp_path / "tokenizer.json").encode(text, add_special_tokens=False).ids == ours
     del content["truncation"], content["padding"]
     assert packed(content, tmp_path).theirs.encode(text).ids == ours
+
+
+def test_a_bundle_has_the_file_without_truncation_and_padding(tmp_path: Path) -> None:
+    path, content = tmp_path / "tokenizer.json", gpt2()
+    path.write_text(json.dumps(content, ensure_ascii=False))
+    assert bundled_tokenizer(path) == path.read_bytes()  # nothing to take out
+    padding = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    truncation = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Left"}
+    path.write_text(json.dumps({**content, "padding": padding, "truncation": truncation}))
+    assert json.loads(bundled_tokenizer(path)) == {**content, "padding": None, "truncation": None}
 
 
 @pytest.mark.parametrize("name", ["gpt2_flagged", "qwen2_flagged", "llama2_flagged", "llama3", "nfc_pieces"])

@@ -19,6 +19,7 @@ from edgekit.eval import evaluate
 from edgekit.measure import Runner, is_about_time, open_runner
 from edgekit.pipeline import is_made_from
 from edgekit.reference import embedded_model, open_reference, probe_text, tokenizer_file, tokens_of
+from edgekit.tokenizer_json import bundled_tokenizer
 from edgekit.units import Seconds
 
 _WINDOW = 256
@@ -134,8 +135,8 @@ def _reference(bundle: Bundle, given: Path | None) -> tuple[Checkpoint, tuple[st
 
 def _has_tokenizer_of(bundle: Bundle, checkpoint: Checkpoint) -> bool:
     own = bundle.files.get(TOKENIZER)
-    found = tokenizer_file(checkpoint).read_bytes()
-    return own is not None and own.sha256 == hashlib.sha256(found).hexdigest()
+    found = hashlib.sha256(bundled_tokenizer(tokenizer_file(checkpoint))).hexdigest()
+    return own is not None and own.sha256 == found
 
 
 def _figure(value: object) -> str:
