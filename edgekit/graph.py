@@ -186,17 +186,22 @@ class Session:
         assert 0 <= position <= self.position
         self.position = position
 
-    def prefill(self, ids: Tokens, *, chunk: int = 256) -> Float32:
+    def prefill(self, ids: Tokens, *, chunk: int = 256, last_only: bool = False) -> Float32:
         """Logits [s, vocab] after each of the s tokens `ids`, which are appended to the cache, `chunk` at a time.
+
+        With `last_only` [1, vocab] after the last one.
 
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = self._checked(ids)
-        logits = np.empty((len(tokens), self.vocab), np.float32)
+        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), chunk):
-            rows = tokens[start : start + chunk]
-            logits[start : start + len(rows)] = self._run(rows)
+            rows = self._run(tokens[start : start + chunk])
+            if last_only:
+                logits[0] = rows[-1]
+            else:
+                logits[start : start + len(rows)] = rows
         return logits
 
     def decode(self, token: int) -> Float32:

@@ -94,6 +94,33 @@ def test_logits_are_those_of_the_native_program_to_the_bit(tmp_path: Path) -> No
     session.close()
 
 
+def test_the_last_row_alone_comes_from_another_method_if_the_cache_is_empty(written: Written) -> None:
+    session = open_model(written, threads=1)
+    expected = session.prefill(TOKENS)
+    session.reset(4)
+    np.testing.assert_array_equal(session.prefill(TOKENS[4:], last_only=True), expected[-1:])
+    session.reset()
+    np.testing.assert_array_equal(session.prefill(TOKENS[:9], last_only=True), expected[8:9])
+    np.testing.assert_array_equal(session.decode(TOKENS[9]), expected[9])
+    np.testing.assert_array_equal(session.prefill(TOKENS[10:]), expected[10:])
+    assert session.position == len(TOKENS)
+    session.reset()
+    np.testing.assert_array_equal(session.prefill(TOKENS), expected)
+
+
+def test_for_the_last_row_alone_no_others_are_computed(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, given = open_model(written, threads=1), []
+    run = session._run
+
+    def recorded(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        given.append(run(tokens))
+        return given[-1]
+
+    monkeypatch.setattr(session, "_run", recorded)
+    session.prefill(TOKENS, last_only=True)
+    assert [rows.shape for rows in given] == [(1, VOCAB)]
+
+
 def test_two_sessions_know_nothing_of_each_other(written: Written) -> None:
     one, other = open_model(written, threads=1), open_model(written, threads=2)
     first = one.prefill(TOKENS[:9])

@@ -300,6 +300,14 @@ def test_a_session_that_is_set_back_continues_from_there(graph):
         np.testing.assert_allclose(continued, session.logits(first[:12] + second)[12:], rtol=0, atol=1e-5)
 
 
+def test_the_last_row_alone_is_that_of_all(graph):
+    ids = random_ids(30)
+    with Session(graph) as session:
+        last = session.prefill(ids, chunk=7, last_only=True)
+        assert session.position == 30
+        np.testing.assert_array_equal(last, session.logits(ids, chunk=7)[-1:])
+
+
 def test_a_session_uses_one_cache_for_past_and_present(graph):
     with Session(graph) as session:
         caches = {name: cache.data_ptr() for name, cache in session._caches.items()}

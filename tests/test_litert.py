@@ -99,6 +99,8 @@ def test_a_session_forgets_and_goes_on(mixed: tuple[Written, QuantGraph]) -> Non
     with pytest.raises(UsageError, match="the token 320 is outside the vocabulary"):
         session.prefill([320])
     assert session.position == 40
+    session.reset()
+    np.testing.assert_array_equal(session.prefill(IDS[:40].tolist(), last_only=True), whole[-1:])
     session.close()
 
 

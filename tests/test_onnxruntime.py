@@ -483,7 +483,7 @@ def test_a_row_of_equal_logits_has_a_perplexity_of_the_vocabulary(model: Path, p
         def reset(self, position: int = 0) -> None:
             self.position = position
 
-        def prefill(self, ids: list[int]) -> Float32:
+        def prefill(self, ids: list[int], *, last_only: bool = False) -> Float32:
             return np.zeros((len(ids), 512), np.float32)
 
         def decode(self, token: int) -> Float32:

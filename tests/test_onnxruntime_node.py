@@ -131,6 +131,8 @@ def test_the_logits_are_those_of_the_native_engine_to_the_bit(
     found += list(session.prefill(IDS[12:30].tolist()))
     np.testing.assert_array_equal(found, natively[7:30])
     assert (session.position, session.vocab, session.context) == (30, VOCAB, CONTEXT)
+    session.reset(3)
+    np.testing.assert_array_equal(session.prefill(IDS[3:].tolist(), last_only=True), natively[-1:])
     session.close()
 
 

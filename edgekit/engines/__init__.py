@@ -96,8 +96,11 @@ class Session(Protocol):
     def reset(self, position: int = 0) -> None:
         """Forgets every token from `position` on."""
 
-    def prefill(self, ids: Sequence[int]) -> Float32:
-        """Logits [s, vocab] after each of the tokens, which are appended to the cache."""
+    def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> Float32:
+        """Logits [s, vocab] after each of the tokens, which are appended to the cache; [1, vocab] after the last alone.
+
+        With edgekit's kernels the last alone cost less.
+        """
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""

@@ -17,7 +17,15 @@ import numpy.typing as npt
 from edgekit.archs import Decoder
 from edgekit.disk import UNFINISHED
 from edgekit.engines import ARTIFACTS, Outside, by_operator
-from edgekit.engines.executorch_delegate import import_runtime, load_runtime, quiet, take_refusal, version
+from edgekit.engines.executorch_delegate import (
+    ALL_LOGITS,
+    FORWARD,
+    import_runtime,
+    load_runtime,
+    quiet,
+    take_refusal,
+    version,
+)
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged
@@ -32,8 +40,6 @@ Int64 = npt.NDArray[np.int64]
 
 MODEL: Final = ARTIFACTS["executorch"]
 _IDENTIFIER: Final = b"ET12"  # of the flatbuffer, program.fbs
-
-_FORWARD: Final = "forward"
 
 
 def write_model(
@@ -118,16 +124,15 @@ def open_model(written: Written, *, threads: int) -> "Session":
     try:
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
-        with _threads(threads):
-            method = program.load_method(_FORWARD if is_portable else "all_logits")
-        meta = method.method_meta()
+        loaded = _Loaded(program, FORWARD if is_portable else ALL_LOGITS, threads)
+        meta = loaded.method.method_meta()
         rows = meta.input_tensor_meta(0).sizes()[1]
         is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
     except (RuntimeError, IndexError) as error:
         raise refused(written, version(), take_refusal() or error) from error
     if not is_ours or (vocab, context) != (written.vocab, written.context):
         raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
-    return Session(written, program, method, rows)
+    return Session(written, loaded, rows)
 
 
 def nodes_outside(written: Written) -> tuple[Outside, ...]:
@@ -144,7 +149,7 @@ def nodes_outside(written: Written) -> tuple[Outside, ...]:
         from executorch.exir.schema import KernelCall
 
         plans = deserialize_pte_binary(written.file.read_bytes()).program.execution_plan
-    plan = next(plan for plan in plans if plan.name == _FORWARD)
+    plan = next(plan for plan in plans if plan.name == FORWARD)
     calls = [call.instr_args for chain in plan.chains for call in chain.instructions]
     return by_operator([(plan.operators[call.op_index].name, None) for call in calls if isinstance(call, KernelCall)])
 
@@ -163,13 +168,36 @@ def _threads(count: int) -> Iterator[None]:
             os.environ["EDGEKIT_THREADS"] = before
 
 
-class Session:
-    """A loaded method with its cache, which takes up to `rows` tokens at once and gives the logits of every one."""
+class _Loaded:
+    """A method of a program, with a cache of its own."""
 
-    def __init__(self, written: Written, program: Any, method: Any, rows: int) -> None:
+    def __init__(self, program: Any, name: str, threads: int) -> None:
+        """
+        Raises:
+            RuntimeError: ExecuTorch refuses it.
+        """
+        self.program, self.name, self.threads = program, name, threads
+        with _threads(threads):
+            self.method = program.load_method(name)
+
+    def other(self, name: str) -> "_Loaded":
+        """The method of that name; this one's cache is freed first."""
+        del self.method
+        return _Loaded(self.program, name, self.threads)
+
+
+class Session:
+    """A loaded method with its cache, which takes up to `rows` tokens at once if it gives the logits of every one.
+
+    A model with edgekit's kernels has a second method that gives the last token's alone. An empty cache may become the
+    other method's.
+    """
+
+    def __init__(self, written: Written, loaded: _Loaded, rows: int) -> None:
         import torch
 
-        self._written, self._program, self._method, self._rows = written, program, method, rows
+        self._written, self._loaded, self._rows = written, loaded, rows
+        self._has_two = written.kernels == "edgekit"
         self._tensor, self._input_pos = torch.from_numpy, torch.zeros(1, dtype=torch.int64)
         self.vocab, self.context, self.position = written.vocab, written.context, 0
 
@@ -178,17 +206,23 @@ class Session:
         assert 0 <= position <= self.position
         self.position = position
 
-    def prefill(self, ids: Sequence[int]) -> Float32:
-        """Logits [s, vocab] after each of the tokens, which are appended to the cache.
+    def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> Float32:
+        """Logits [s, vocab] after each of the tokens, which are appended to the cache; or [1, vocab] after the last.
 
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = self._checked(ids)
-        logits = np.empty((len(tokens), self.vocab), np.float32)
-        for start in range(0, len(tokens), self._rows):
-            rows = tokens[start : start + self._rows]
-            logits[start : start + len(rows)] = self._run(rows)
+        if self._has_two and self.position == 0:
+            self._load(FORWARD if last_only else ALL_LOGITS)
+        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
+        at_once = self._at_once(last_only=last_only)
+        for start in range(0, len(tokens), at_once):
+            rows = self._run(tokens[start : start + at_once])
+            if last_only:
+                logits[0] = rows[-1]
+            else:
+                logits[start : start + len(rows)] = rows
         return logits
 
     def decode(self, token: int) -> Float32:
@@ -198,7 +232,20 @@ class Session:
 
     def close(self) -> None:
         """Frees the cache and the threads."""
-        self._method = self._program = None
+        del self._loaded
+
+    def _load(self, name: str) -> None:
+        if self._loaded.name != name:
+            try:
+                self._loaded = self._loaded.other(name)
+            except RuntimeError as error:
+                raise refused(self._written, version(), take_refusal() or error) from error
+
+    def _at_once(self, *, last_only: bool) -> int:
+        """How many tokens a call of the method that is loaded may have."""
+        if self._has_two and self._loaded.name == FORWARD:
+            return self.context if last_only else 1  # it gives one row
+        return self._rows
 
     def _checked(self, ids: Sequence[int]) -> Int64:
         return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
@@ -211,9 +258,9 @@ class Session:
         """
         self._input_pos[0] = self.position
         try:
-            result = self._method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
+            result = self._loaded.method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
         except RuntimeError as error:
             raise refused(self._written, version(), take_refusal() or error) from error
         self.position += len(tokens)
-        logits: Float32 = result[0].numpy()[0]
+        logits: Float32 = result[0].numpy().reshape(-1, self.vocab)
         return logits

@@ -30,6 +30,9 @@ from edgekit.transports import printable
 
 BACKEND: Final = "EdgekitBackend"
 LIBRARY: Final = "libedgekit_executorch.so"
+# Methods of a .pte; the second only with edgekit's kernels, where the first gives the last token's logits alone.
+FORWARD: Final = "forward"
+ALL_LOGITS: Final = "all_logits"
 
 _STAGE: Final = "executorch"
 _RUNTIME: Final = Path("extension", "pybindings")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.disk import appearing
-from edgekit.engines.executorch_delegate import BACKEND, quiet
+from edgekit.engines.executorch_delegate import ALL_LOGITS, BACKEND, FORWARD, quiet
 
 with quiet():
     import torch
@@ -24,9 +24,6 @@ with quiet():
     from executorch.exir.backend.backend_details import BackendDetails, PreprocessResult
     from executorch.exir.backend.compile_spec_schema import CompileSpec
     from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
-
-LAST_LOGITS: Final = "forward"
-ALL_LOGITS: Final = "all_logits"
 
 # Sections of the program are aligned to it, so that they begin with a page where the file is mapped.
 _ALIGN_BYTES: Final = 65536
@@ -40,7 +37,7 @@ def write_pte(
     """Writes `program` (model.edge) to `file`, with a method for each of `constants`. Takes no copy of the program."""
     with quiet(), _set(program):
         methods = {
-            LAST_LOGITS: _export(_Decoder(vocab, has_all=False), context),
+            FORWARD: _export(_Decoder(vocab, has_all=False), context),
             ALL_LOGITS: _export(_Decoder(vocab, has_all=True), rows),
         }
         specs = [CompileSpec("context", struct.pack("<I", context))]

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from edgekit.disk import appearing
-from edgekit.engines.executorch_delegate import quiet
+from edgekit.engines.executorch_delegate import FORWARD, quiet
 from edgekit.quantize import QuantGraph, QuantTensor, widen_bf16
 from edgekit.torch_module import StatefulDecoder, module_key
 from edgekit.xnnpack import row_scales
@@ -29,8 +29,6 @@ with quiet():
         IntxUnpackedToInt8Tensor,
         IntxUnpackedToInt8TensorActivationQuantization,
     )
-
-FORWARD: Final = "forward"
 
 _ROUNDED: Final = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 

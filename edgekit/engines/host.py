@@ -125,7 +125,7 @@ def generate(options: argparse.Namespace) -> None:
     samples: list[float] = []
     stop = "length"
     began = time.monotonic()
-    logits = session.prefill(prompt)[-1]
+    logits = session.prefill(prompt, last_only=True)[0]
     prefill_seconds = time.monotonic() - began
     ttft_seconds = 0.0
     while len(made) < options.n:
@@ -297,10 +297,10 @@ def _timed(session: Session, name: str, tokens: Sequence[int], depth: int, count
     """Seconds that `count` tokens take after `depth` others."""
     session.reset()
     if depth:
-        session.prefill(tokens[:depth])
+        session.prefill(tokens[:depth], last_only=True)
     began = time.monotonic()
     if name == "pp":
-        session.prefill(tokens[:count])
+        session.prefill(tokens[:count], last_only=True)
     else:
         for token in tokens[:count]:
             session.decode(token)

@@ -220,15 +220,15 @@ class LitertSession:
         assert 0 <= position <= self.position
         self.position = position
 
-    def prefill(self, ids: Sequence[int]) -> Float32:
-        """Logits [s, vocab] after each of the tokens, which are appended to the cache.
+    def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> Float32:
+        """Logits [s, vocab] after each of the tokens, which are appended to the cache; or [1, vocab] after the last.
 
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         # LiteRT looks up whatever lies at a token outside.
         tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context).astype(np.int32)
-        logits = np.empty((len(tokens), self.vocab), np.float32)
+        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
         done, most = 0, self._rows[self._prefill]
         while done < len(tokens):
             left = len(tokens) - done
@@ -236,7 +236,11 @@ class LitertSession:
             fits = self.position + most <= self.context and left * _WORTH > most
             name = self._prefill if fits else "decode"
             count = min(left, self._rows[name])
-            logits[done : done + count] = self._run(name, tokens[done : done + count])
+            rows = self._run(name, tokens[done : done + count])
+            if last_only:
+                logits[0] = rows[-1]
+            else:
+                logits[done : done + count] = rows
             done += count
         return logits
 

@@ -112,15 +112,17 @@ class NodeSession:
         assert 0 <= position <= self.position
         self.position = position
 
-    def prefill(self, ids: Sequence[int]) -> Float32:
+    def prefill(self, ids: Sequence[int], *, last_only: bool = False) -> Float32:
         """Logits [s, vocab] after each of the s tokens `ids`, which are appended to the cache.
+
+        With `last_only` [1, vocab] after the last one, and no others are computed.
 
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
-        if len(tokens) <= _ROWS_AT_ONCE:
-            return self._run(tokens)
+        if last_only or len(tokens) <= _ROWS_AT_ONCE:
+            return self._run(tokens, keep=1 if last_only else 0)
         logits = np.empty((len(tokens), self.vocab), np.float32)
         for start in range(0, len(tokens), _ROWS_AT_ONCE):
             rows = tokens[start : start + _ROWS_AT_ONCE]
@@ -136,9 +138,10 @@ class NodeSession:
         """Gives the threads, the cache and the mapped program back."""
         del self._session
 
-    def _run(self, tokens: Int64) -> Float32:
-        position, all_rows = np.array([self.position], np.int64), np.zeros(1, np.int64)
-        inputs = {"input_ids": tokens[None], "position": position, "num_logits_to_keep": all_rows}
+    def _run(self, tokens: Int64, *, keep: int = 0) -> Float32:
+        """Logits of the last `keep` tokens; of all, if it is 0."""
+        numbers = {"position": self.position, "num_logits_to_keep": keep}
+        inputs = {"input_ids": tokens[None], **{name: np.array([number], np.int64) for name, number in numbers.items()}}
         try:
             (logits,) = self._session.run(None, inputs)
         except RUNTIME_ERRORS as error:

@@ -103,7 +103,7 @@ def _continue(session: Session, reader: _Reader, length: int) -> list[int]:
     """A prompt continued greedily, past any token that ends a text, as the reference did."""
     ids = reader.ids(reader.number(), session)
     session.reset()
-    logits = session.prefill(ids.tolist())[-1]
+    logits = session.prefill(ids.tolist(), last_only=True)[0]
     made: list[int] = []
     while len(made) < length:
         made.append(int(logits.argmax()))
