@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from jsonschema import Draft202012Validator, TypeChecker
+from jsonschema import Draft202012Validator, TypeChecker, ValidationError
 from jsonschema.validators import extend
 
 
@@ -29,4 +29,12 @@ def problems(document: object, schema: Mapping[str, Any]) -> Iterator[str]:
     """Every disagreement as "where: what", none if the document follows the schema."""
     for error in _Validator(schema).iter_errors(document):
         # A hostile document may be long: the message quotes it.
-        yield f"{error.json_path}: {error.message[:200]}"
+        yield f"{error.json_path}: {_message(error)[:200]}"
+
+
+def _message(error: ValidationError) -> str:
+    """That of jsonschema, except where it would quote all there is to say that it has none or several of the forms."""
+    if error.validator not in ("oneOf", "anyOf"):
+        return error.message
+    reasons = dict.fromkeys(reason.message for reason in error.context or ())
+    return ", or ".join(reasons) if reasons else "it may have one of several forms, and has two at once"
