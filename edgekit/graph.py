@@ -254,9 +254,11 @@ def check_tokens(ids: Tokens, *, vocab: int, position: int, context: int) -> Int
     """`ids` as an array, if they can follow `position` others.
 
     Raises:
-        UsageError: a token outside the vocabulary, or more tokens than the context holds.
+        UsageError: none, a token outside the vocabulary, or more tokens than the context holds.
     """
     tokens = np.asarray(ids, np.int64).reshape(-1)
+    if not tokens.size:
+        raise UsageError("there are no tokens", hint="give one at least")
     outside = tokens[(tokens < 0) | (tokens >= vocab)]
     if outside.size:
         raise UsageError(f"the token {outside[0]} is outside the vocabulary", hint=f"from 0 to {vocab - 1}")

@@ -34,7 +34,7 @@ def problems(document: object, schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _message(error: ValidationError) -> str:
     """That of jsonschema, except where it would quote all there is to say that it has none or several of the forms."""
-    if error.validator not in ("oneOf", "anyOf"):
+    if error.validator != "oneOf":
         return error.message
     reasons = dict.fromkeys(reason.message for reason in error.context or ())
     return ", or ".join(reasons) if reasons else "it may have one of several forms, and has two at once"

@@ -162,12 +162,16 @@ def bundled_tokenizer(tokenizer_json: Path) -> bytes:
     """The file as a bundle holds it: without truncation and padding, which a runtime would do to a prompt.
 
     LiteRT-LM would keep a prompt's first or last tokens, and say nothing.
+
+    Raises:
+        Damaged: the file is not a tokenizer.json.
     """
-    content = _load(tokenizer_json)
+    with about(tokenizer_json):
+        content = _load(tokenizer_json)
     unwanted = [name for name in ("truncation", "padding") if content.get(name) is not None]
     if not unwanted:
         return tokenizer_json.read_bytes()
-    return json.dumps({**content, **dict.fromkeys(unwanted)}, indent=2).encode()
+    return json.dumps({**content, **dict.fromkeys(unwanted)}).encode()
 
 
 @contextlib.contextmanager

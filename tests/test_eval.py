@@ -123,6 +123,17 @@ def test_another_reference_is_compared_with_and_doubted(bundle, tmp_path):
     assert json.loads(done.stdout)["verdict"] == "collapsed"
 
 
+def test_of_tokenizers_that_truncate_alike_the_tokens_are_compared(tmp_path):
+    models = [make_checkpoint(tmp_path / str(seed), context=64, seed=seed) for seed in (1, 2)]
+    for model in models:
+        tokenizer = json.loads((model / "tokenizer.json").read_text())
+        tokenizer["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Left"}
+        (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    run("compile", models[0], "--target", "host", "--recipe", "f32", "-o", tmp_path / "f32")
+    done = run("eval", tmp_path / "f32", "--reference", models[1])
+    assert "what follows compares two different models" in done.stderr
+
+
 def test_a_reference_with_another_tokenizer_is_refused(bundle, tmp_path):
     other = make_checkpoint(tmp_path / "other", context=64)
     tokenizer = json.loads((other / "tokenizer.json").read_text())

@@ -19,6 +19,7 @@ import edgekit
 from edgekit.bundle import find_runner, open_bundle, verify_bundle
 from edgekit.cache import user_cache
 from edgekit.checkpoint import open_checkpoint
+from edgekit.engines import executorch
 from edgekit.engines.executorch import open_model, version, write_model
 from edgekit.engines.executorch_delegate import load_runtime, take_refusal
 from edgekit.engines.native import Extras, write_program
@@ -286,6 +287,31 @@ def test_a_model_that_is_described_otherwise_is_refused(written: Written) -> Non
             open_model(wrong, threads=1)
 
 
+def test_methods_that_changed_places_are_refused(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executorch, "FORWARD", "all_logits")
+    with pytest.raises(Damaged, match="is not the model that is described"):
+        open_model(written, threads=1)
+    monkeypatch.setattr(executorch, "ALL_LOGITS", "forward")
+    with pytest.raises(Damaged, match="is not the model that is described"):
+        open_model(written, threads=1)
+    monkeypatch.setattr(executorch, "FORWARD", "neither")
+    with pytest.raises(Damaged, match=r"refuses .*model\.pte: "):
+        open_model(written, threads=1)
+
+
+def test_a_method_that_is_not_loaded_is_tried_again(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_model(written, threads=1)
+    expected = session.prefill(TOKENS)[-1:]
+    session.reset()
+    monkeypatch.setattr(session, "_threads", 257)
+    with pytest.raises(Damaged, match="threads are a number from 0 to 256"):
+        session.prefill(TOKENS, last_only=True)
+    monkeypatch.setattr(session, "_threads", 2)
+    np.testing.assert_array_equal(session.prefill(TOKENS, last_only=True), expected)
+    session.close()
+    session.close()
+
+
 def test_tokens_that_do_not_fit_are_refused_and_change_nothing(written: Written) -> None:
     session = open_model(written, threads=1)
     expected = session.prefill(TOKENS)
@@ -294,6 +320,8 @@ def test_tokens_that_do_not_fit_are_refused_and_change_nothing(written: Written)
         session.prefill([VOCAB])
     with pytest.raises(UsageError, match="49 tokens do not fit the context"):
         session.prefill([1] * 10)
+    with pytest.raises(UsageError, match="there are no tokens"):
+        session.prefill([])
     np.testing.assert_array_equal(session.decode(TOKENS[39]), expected[39])
 
 

@@ -46,7 +46,10 @@ def in_pieces(session: Any) -> Float32:
     """The logits of IDS: a prefill, decodes, another prefill."""
     session.reset()
     decoded = [session.prefill(IDS[:17].tolist()), *(session.decode(int(token))[None] for token in IDS[17:20])]
-    return np.concatenate([*decoded, session.prefill(IDS[20:].tolist())])
+    rest = session.prefill(IDS[20:].tolist())
+    session.reset(20)
+    np.testing.assert_array_equal(session.prefill(IDS[20:].tolist(), last_only=True), rest[-1:])
+    return np.concatenate([*decoded, rest])
 
 
 @pytest.fixture(scope="module")

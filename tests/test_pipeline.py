@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,7 +66,20 @@ def test_the_tokenizer_in_a_bundle_truncates_no_prompt(order, cache, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": truncation}))
     compiled(order, cache)
     assert json.loads((order.output / "tokenizer.json").read_text())["truncation"] is None
-    assert is_made_from(open_checkpoint(order.model), open_bundle(order.output))
+
+
+def test_litert_lm_gets_the_tokenizer_of_the_bundle(order, cache, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    given = []
+
+    def write_model(quant, folder, *, tokenizer, **options):
+        given.append(tokenizer.relative_to(folder))
+        raise Unsupported("it is enough")
+
+    monkeypatch.setattr("edgekit.engines.litert.write_model", write_model)
+    with pytest.raises(Unsupported, match="it is enough"):
+        compiled(replace(order, engine="litert"), cache)
+    assert given == [Path("tokenizer.json")]
 
 
 def test_the_figures_of_a_bundle_are_those_of_the_cache_it_has(order, cache, tmp_path):

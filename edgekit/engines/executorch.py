@@ -124,15 +124,17 @@ def open_model(written: Written, *, threads: int) -> "Session":
     try:
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
-        loaded = _Loaded(program, FORWARD if is_portable else ALL_LOGITS, threads)
-        meta = loaded.method.method_meta()
-        rows = meta.input_tensor_meta(0).sizes()[1]
-        is_ours = meta.output_tensor_meta(0).sizes() == (1, rows, written.vocab) and rows > 0
+        forward = _most(program.method_meta(FORWARD))
+        if is_portable:
+            rows, is_ours = forward[0], forward == (forward[0], (1, forward[0], written.vocab))
+        else:
+            rows, shape = _most(program.method_meta(ALL_LOGITS))
+            is_ours = shape == (1, rows, written.vocab) and forward == (written.context, (1, written.vocab))
     except (RuntimeError, IndexError) as error:
         raise refused(written, version(), take_refusal() or error) from error
-    if not is_ours or (vocab, context) != (written.vocab, written.context):
+    if not is_ours or rows < 1 or (vocab, context) != (written.vocab, written.context):
         raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
-    return Session(written, loaded, rows)
+    return Session(written, program, threads=threads, rows=rows)
 
 
 def nodes_outside(written: Written) -> tuple[Outside, ...]:
@@ -154,6 +156,11 @@ def nodes_outside(written: Written) -> tuple[Outside, ...]:
     return by_operator([(plan.operators[call.op_index].name, None) for call in calls if isinstance(call, KernelCall)])
 
 
+def _most(meta: Any) -> tuple[int, tuple[int, ...]]:
+    """How many tokens a method takes, and the shape of the logits that it then gives."""
+    return meta.input_tensor_meta(0).sizes()[1], tuple(meta.output_tensor_meta(0).sizes())
+
+
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
     """While this lasts the delegate starts so many threads."""
@@ -168,38 +175,27 @@ def _threads(count: int) -> Iterator[None]:
             os.environ["EDGEKIT_THREADS"] = before
 
 
-class _Loaded:
-    """A method of a program, with a cache of its own."""
-
-    def __init__(self, program: Any, name: str, threads: int) -> None:
-        """
-        Raises:
-            RuntimeError: ExecuTorch refuses it.
-        """
-        self.program, self.name, self.threads = program, name, threads
-        with _threads(threads):
-            self.method = program.load_method(name)
-
-    def other(self, name: str) -> "_Loaded":
-        """The method of that name; this one's cache is freed first."""
-        del self.method
-        return _Loaded(self.program, name, self.threads)
-
-
 class Session:
-    """A loaded method with its cache, which takes up to `rows` tokens at once if it gives the logits of every one.
+    """A loaded method with its cache.
 
-    A model with edgekit's kernels has a second method that gives the last token's alone. An empty cache may become the
-    other method's.
+    Of edgekit's kernels there are two methods, for the last token's logits and for those of up to `rows` tokens, each
+    with a cache of its own: with an empty one `prefill` takes the method it needs, else what is there has to do.
     """
 
-    def __init__(self, written: Written, loaded: _Loaded, rows: int) -> None:
+    def __init__(self, written: Written, program: Any, *, threads: int, rows: int) -> None:
+        """
+        Raises:
+            Damaged, TargetMissing: ExecuTorch refuses the method.
+        """
         import torch
 
-        self._written, self._loaded, self._rows = written, loaded, rows
+        self._written, self._program, self._threads, self._rows = written, program, threads, rows
         self._has_two = written.kernels == "edgekit"
         self._tensor, self._input_pos = torch.from_numpy, torch.zeros(1, dtype=torch.int64)
         self.vocab, self.context, self.position = written.vocab, written.context, 0
+        self._method: Any = None
+        self._name = ""
+        self._load(FORWARD)
 
     def reset(self, position: int = 0) -> None:
         """Forgets the tokens from `position` on."""
@@ -212,7 +208,7 @@ class Session:
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
-        tokens = self._checked(ids)
+        tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
         if self._has_two and self.position == 0:
             self._load(FORWARD if last_only else ALL_LOGITS)
         logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
@@ -227,28 +223,29 @@ class Session:
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
-        logits: Float32 = self._run(self._checked([token]))[0].copy()
+        logits: Float32 = self.prefill([token], last_only=True)[0]
         return logits
 
     def close(self) -> None:
         """Frees the cache and the threads."""
-        del self._loaded
+        self._method = self._program = None
 
     def _load(self, name: str) -> None:
-        if self._loaded.name != name:
-            try:
-                self._loaded = self._loaded.other(name)
-            except RuntimeError as error:
-                raise refused(self._written, version(), take_refusal() or error) from error
+        if name == self._name:
+            return
+        self._method, self._name = None, ""  # one cache is freed before there is another
+        try:
+            with _threads(self._threads):
+                self._method = self._program.load_method(name)
+        except RuntimeError as error:
+            raise refused(self._written, version(), take_refusal() or error) from error
+        self._name = name
 
     def _at_once(self, *, last_only: bool) -> int:
-        """How many tokens a call of the method that is loaded may have."""
-        if self._has_two and self._loaded.name == FORWARD:
+        """How many tokens a call of the loaded method may have."""
+        if self._has_two and self._name == FORWARD:
             return self.context if last_only else 1  # it gives one row
         return self._rows
-
-    def _checked(self, ids: Sequence[int]) -> Int64:
-        return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
 
     def _run(self, tokens: Int64) -> Float32:
         """Logits in the method's own memory, where they stay until the next call.
@@ -258,9 +255,9 @@ class Session:
         """
         self._input_pos[0] = self.position
         try:
-            result = self._loaded.method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
+            result = self._method.call((self._tensor(tokens)[None], self._input_pos), clone_outputs=False)
         except RuntimeError as error:
             raise refused(self._written, version(), take_refusal() or error) from error
         self.position += len(tokens)
-        logits: Float32 = result[0].numpy().reshape(-1, self.vocab)
-        return logits
+        rows: Float32 = result[0].numpy()
+        return rows.reshape(-1, self.vocab)

@@ -46,7 +46,8 @@ _NOTES: Final = {
     "busy": "The share of the speed that is left.",
     "engines": (
         "The same codes in all, with a context of 1024, run by `edgekit bench`. Beside the native program: what "
-        "hosting edgekit's kernels costs; beside the runtime's own kernels: what they buy."
+        "hosting edgekit's kernels costs; beside the runtime's own kernels: what they buy. Of a prefill edgekit's "
+        "compute the last token's logits, the runtime's own model those of all."
     ),
     "onnxruntime": _PRODUCTS,
     "executorch": _PRODUCTS,
