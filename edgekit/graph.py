@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -195,14 +195,8 @@ class Session:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
         tokens = self._checked(ids)
-        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
-        for start in range(0, len(tokens), chunk):
-            rows = self._run(tokens[start : start + chunk])
-            if last_only:
-                logits[0] = rows[-1]
-            else:
-                logits[start : start + len(rows)] = rows
-        return logits
+        parts = (self._run(tokens[start : start + chunk]) for start in range(0, len(tokens), chunk))
+        return collect_logits(parts, len(tokens), self.vocab, last_only=last_only)
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
@@ -248,6 +242,22 @@ class Session:
         self.position += len(tokens)
         logits: Float32 = binding.get_outputs()[-1].numpy()[0]
         return logits
+
+
+def collect_logits(parts: Iterable[Float32], count: int, vocab: int, *, last_only: bool) -> Float32:
+    """Logits [count, vocab] from parts [s, vocab] in turn, or the last row alone: [1, vocab].
+
+    A part may lie where the next one will: it is copied before that is asked for.
+    """
+    logits = np.empty((1 if last_only else count, vocab), np.float32)
+    done = 0
+    for rows in parts:
+        if last_only:
+            logits[0] = rows[-1]
+        else:
+            logits[done : done + len(rows)] = rows
+            done += len(rows)
+    return logits
 
 
 def check_tokens(ids: Tokens, *, vocab: int, position: int, context: int) -> Int64:

@@ -32,7 +32,14 @@ _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 _REFUSALS: dict[int, type[EdgekitError]] = {
     kind.exit_code: kind
     for kind in (
-        *(EdgekitError, UsageError, Unsupported, TargetMissing, GateFailed, DeviceUnavailable, Damaged, TimedOut),
+        EdgekitError,
+        UsageError,
+        Unsupported,
+        TargetMissing,
+        GateFailed,
+        DeviceUnavailable,
+        Damaged,
+        TimedOut,
         DoesNotFit,
     )
 }

@@ -29,7 +29,7 @@ from edgekit.engines.executorch_delegate import (
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged
-from edgekit.graph import check_tokens
+from edgekit.graph import check_tokens, collect_logits
 from edgekit.plan import Plan
 from edgekit.quantize import QuantGraph
 
@@ -124,15 +124,13 @@ def open_model(written: Written, *, threads: int) -> "Session":
     try:
         program = runtime._load_program(str(written.file), program_verification=checked)
         vocab, context = (program.load_method(name).call()[0] for name in ("get_vocab_size", "get_max_context_len"))
-        forward = _most(program.method_meta(FORWARD))
-        if is_portable:
-            rows, is_ours = forward[0], forward == (forward[0], (1, forward[0], written.vocab))
-        else:
-            rows, shape = _most(program.method_meta(ALL_LOGITS))
-            is_ours = shape == (1, rows, written.vocab) and forward == (written.context, (1, written.vocab))
+        rows, shape = _most(program.method_meta(FORWARD if is_portable else ALL_LOGITS))
+        is_ours = shape == (1, rows, written.vocab) and rows > 0
+        if not is_portable:
+            is_ours &= _most(program.method_meta(FORWARD)) == (written.context, (1, written.vocab))
     except (RuntimeError, IndexError) as error:
         raise refused(written, version(), take_refusal() or error) from error
-    if not is_ours or rows < 1 or (vocab, context) != (written.vocab, written.context):
+    if not is_ours or (vocab, context) != (written.vocab, written.context):
         raise Damaged(f"{written.file} is not the model that is described beside it", hint="compile again")
     return Session(written, program, threads=threads, rows=rows)
 
@@ -211,15 +209,9 @@ class Session:
         tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
         if self._has_two and self.position == 0:
             self._load(FORWARD if last_only else ALL_LOGITS)
-        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
         at_once = self._at_once(last_only=last_only)
-        for start in range(0, len(tokens), at_once):
-            rows = self._run(tokens[start : start + at_once])
-            if last_only:
-                logits[0] = rows[-1]
-            else:
-                logits[start : start + len(rows)] = rows
-        return logits
+        parts = (self._run(tokens[start : start + at_once]) for start in range(0, len(tokens), at_once))
+        return collect_logits(parts, len(tokens), self.vocab, last_only=last_only)
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""

@@ -29,7 +29,7 @@ from edgekit.engines.litert_bundle import Words, write_bundle
 from edgekit.engines.litert_weights import check_file, store_weights
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Unsupported, UsageError
-from edgekit.graph import check_tokens
+from edgekit.graph import check_tokens, collect_logits
 from edgekit.quantize import QuantGraph
 from edgekit.units import Bytes
 
@@ -228,21 +228,7 @@ class LitertSession:
         """
         # LiteRT looks up whatever lies at a token outside.
         tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context).astype(np.int32)
-        logits = np.empty((1 if last_only else len(tokens), self.vocab), np.float32)
-        done, most = 0, self._rows[self._prefill]
-        while done < len(tokens):
-            left = len(tokens) - done
-            # Near the end the rows that fill up would not fit the cache.
-            fits = self.position + most <= self.context and left * _WORTH > most
-            name = self._prefill if fits else "decode"
-            count = min(left, self._rows[name])
-            rows = self._run(name, tokens[done : done + count])
-            if last_only:
-                logits[0] = rows[-1]
-            else:
-                logits[done : done + count] = rows
-            done += count
-        return logits
+        return collect_logits(self._parts(tokens), len(tokens), self.vocab, last_only=last_only)
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
@@ -253,6 +239,17 @@ class LitertSession:
         """Frees what the session holds."""
         self._model.close()
         self._caches, self._inputs, self._logits = [], {}, {}
+
+    def _parts(self, tokens: npt.NDArray[np.int32]) -> Iterator[Float32]:
+        """Logits of the tokens, of as many at once as a signature takes."""
+        most = self._rows[self._prefill]
+        while len(tokens):
+            # Near the end the rows that fill up would not fit the cache.
+            fits = self.position + most <= self.context and len(tokens) * _WORTH > most
+            name = self._prefill if fits else "decode"
+            count = min(len(tokens), self._rows[name])
+            yield self._run(name, tokens[:count])
+            tokens = tokens[count:]
 
     def _run(self, name: str, tokens: npt.NDArray[np.int32]) -> Float32:
         """

@@ -18,7 +18,7 @@ from edgekit.engines.built import OPERATORS, find_built
 from edgekit.engines.native import Extras, Progress, write_program
 from edgekit.engines.written import Written, describe, refused
 from edgekit.errors import Damaged
-from edgekit.graph import RUNTIME_ERRORS, check_tokens, session_options
+from edgekit.graph import RUNTIME_ERRORS, check_tokens, collect_logits, session_options
 from edgekit.onnx_files import load_model, write_graph
 from edgekit.plan import Plan
 from edgekit.quantize import QuantGraph
@@ -120,23 +120,22 @@ class NodeSession:
         Raises:
             UsageError: a token outside the vocabulary, or more tokens than the context holds.
         """
-        tokens = check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
-        if last_only or len(tokens) <= _ROWS_AT_ONCE:
-            return self._run(tokens, keep=1 if last_only else 0)
-        logits = np.empty((len(tokens), self.vocab), np.float32)
-        for start in range(0, len(tokens), _ROWS_AT_ONCE):
-            rows = tokens[start : start + _ROWS_AT_ONCE]
-            logits[start : start + len(rows)] = self._run(rows)
-        return logits
+        tokens = self._checked(ids)
+        at_once, keep = (len(tokens), 1) if last_only else (_ROWS_AT_ONCE, 0)
+        parts = (self._run(tokens[start : start + at_once], keep=keep) for start in range(0, len(tokens), at_once))
+        return collect_logits(parts, len(tokens), self.vocab, last_only=last_only)
 
     def decode(self, token: int) -> Float32:
         """Logits [vocab] after `token`, which is appended to the cache."""
-        logits: Float32 = self.prefill([token])[0]
+        logits: Float32 = self._run(self._checked([token]), keep=1)[0]
         return logits
 
     def close(self) -> None:
         """Gives the threads, the cache and the mapped program back."""
         del self._session
+
+    def _checked(self, ids: Sequence[int]) -> Int64:
+        return check_tokens(ids, vocab=self.vocab, position=self.position, context=self.context)
 
     def _run(self, tokens: Int64, *, keep: int = 0) -> Float32:
         """Logits of the last `keep` tokens; of all, if it is 0."""

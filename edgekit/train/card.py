@@ -84,19 +84,6 @@ def _condensation(layers: Sequence[Table]) -> str:
 
 
 def _sweep(found: Sequence[Table]) -> str:
-    rows = [
-        [
-            row["recipe"],
-            row["method"],
-            rounded(row["bits_per_weight"], 3),
-            rounded(row["perplexity"]),
-            rounded(row["kld_mean"]),
-            f"{row['same_top']:.1%}",
-            rounded(row["rep4"]),
-            row["verdict"],
-        ]
-        for row in found
-    ]
     first = found[0]  # each has the float model's figures over the same tokens
     alone = [
         "float",
@@ -108,8 +95,21 @@ def _sweep(found: Sequence[Table]) -> str:
         rounded(first["reference_rep4"]),
         "",
     ]
-    rows = [alone, *rows]
-    return _table(["recipe", "method", "bits a weight", "perplexity", "KLD", "same top", "rep4", "verdict"], rows)
+    rows = (
+        [
+            row["recipe"],
+            row["method"],
+            rounded(row["bits_per_weight"], 3),
+            rounded(row["perplexity"]),
+            rounded(row["kld_mean"]),
+            f"{row['same_top']:.1%}",
+            rounded(row["rep4"]),
+            row["verdict"],
+        ]
+        for row in found
+    )
+    headings = ["recipe", "method", "bits a weight", "perplexity", "KLD", "same top", "rep4", "verdict"]
+    return _table(headings, [alone, *rows])
 
 
 def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
